@@ -1,0 +1,108 @@
+"""TOML file and `section.key=value` overrides in, RunConfig out. Precedence: defaults < file < command line."""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from dgpt.config.run import RunConfig
+from dgpt.errors import UserError
+
+
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run from `path` (None: defaults alone) and apply overrides such as `optimizer.lr=3e-4`.
+
+    Raises UserError that lists every mistake at once.
+    """
+    values = _read_toml(Path(path)) if path else {}
+    for override in overrides:
+        _apply(values, override)
+    return parse_config(values, str(path or "the command line"))
+
+
+def parse_config(values: dict[str, Any], origin: str) -> RunConfig:
+    """Validate a nested dict (from TOML or JSON) as a RunConfig; `origin` names it in errors."""
+    try:
+        return RunConfig.model_validate_json(json.dumps(values, default=str))
+    except ValidationError as error:
+        problems = [_explain(detail) for detail in error.errors()]
+        lines = "".join(f"\n  - {problem}" for problem in problems)
+        raise UserError(
+            f"{origin}: {len(problems)} setting{'s' * (len(problems) > 1)} cannot be used:{lines}",
+            rule="the settings that `dgpt pretrain --help` lists, with their types and bounds",
+            fix="change the values above in the file, or override them: dgpt pretrain FILE section.key=value",
+        ) from None
+
+
+def to_toml(config: RunConfig) -> str:
+    """The whole config as TOML, which `load_config` reads back to an equal config."""
+    values = config.model_dump(mode="json")
+    tables = {name: value for name, value in values.items() if isinstance(value, dict)}
+    lines = [f"{name} = {_literal(value)}" for name, value in values.items() if name not in tables]
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *(f"{key} = {_literal(value)}" for key, value in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k)} = {_literal(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"config file '{path}' does not exist", rule="the first argument is a TOML file of a run",
+                        fix="give the path of one, for example configs/pretrain/demo.toml") from None  # fmt: skip
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"config file '{path}' cannot be read: {error}", rule="a run is a UTF-8 TOML file (toml.io)",
+                        fix="correct the place that the message names") from None  # fmt: skip
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    *parents, leaf = key.strip().split(".")
+    table: Any = values
+    for parent in parents:
+        table = table.setdefault(parent, {}) if isinstance(table, dict) else None
+    if not equals or not leaf or not isinstance(table, dict):
+        raise UserError(f"override '{override}' is not a setting", rule="an override is section.key=value",
+                        fix="write for example optimizer.lr=3e-4 or run_dir=runs/mine")  # fmt: skip
+    table[leaf] = _toml_value(text.strip())
+
+
+def _toml_value(text: str) -> Any:
+    """A TOML literal; anything else is a plain string, so that run_dir=runs/mine needs no quotes within quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explain(detail: ErrorDetails) -> str:
+    path = ".".join(str(part) for part in detail["loc"])
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "extra_forbidden":
+        return f"{path} = {detail['input']!r}: no such setting{_did_you_mean(detail['loc'])}"
+    if detail["type"] == "value_error":
+        return f"{path}: {message}" if path else message
+    return f"{path} = {detail['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _did_you_mean(loc: tuple[int | str, ...]) -> str:
+    model: type[BaseModel] = RunConfig
+    for part in loc[:-1]:
+        field = model.model_fields.get(str(part))
+        if field and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            model = field.annotation
+    close = difflib.get_close_matches(str(loc[-1]), model.model_fields, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(model.model_fields)}"
