@@ -1,5 +1,7 @@
 """The one exception a user sees. The command line prints it without a stack trace and exits with code 2."""
 
+from functools import partial
+
 
 class UserError(ValueError):
     """Something the user gave cannot work.
@@ -10,3 +12,12 @@ class UserError(ValueError):
 
     def __init__(self, what: str, *, rule: str, fix: str) -> None:
         super().__init__(f"{what}\n  rule: {rule}\n  fix:  {fix}")
+        self.what, self.rule, self.fix = what, rule, fix
+
+    def __reduce__(self) -> tuple[partial["UserError"], tuple[str]]:
+        """Survives the way between processes (keyword arguments do not, by default)."""
+        return partial(UserError, rule=self.rule, fix=self.fix), (self.what,)
+
+
+class TrainingError(RuntimeError):
+    """The run cannot go on, through no mistake in its settings; raised on all ranks at the same step. Exit code 1."""

@@ -1,0 +1,97 @@
+"""The rank grid: world = dp x tp, tensor parallelism innermost so that a TP group stays inside a node."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from dgpt.errors import UserError
+
+
+@dataclass(frozen=True)
+class ParallelDims:
+    """Arithmetic of the grid. `dp` is derived."""
+
+    world_size: int
+    tp: int
+
+    def __post_init__(self) -> None:
+        if self.world_size % self.tp:
+            raise UserError(
+                f"parallel.tp = {self.tp} does not divide the world: world_size {self.world_size} = dp x tp {self.tp}",
+                rule="world_size (nodes x processes per node) is a multiple of parallel.tp",
+                fix=f"start a multiple of {self.tp} processes (--nproc, --nodes), or set parallel.tp to a divisor of "
+                f"{self.world_size}",
+            )
+
+    @property
+    def dp(self) -> int:
+        return self.world_size // self.tp
+
+    def dp_rank(self, rank: int) -> int:
+        return rank // self.tp
+
+    def tp_rank(self, rank: int) -> int:
+        return rank % self.tp
+
+
+class Mesh:
+    """The process groups of one rank. Its methods are those that DeepSpeed calls on an `mpu` (Megatron's name for it).
+
+    With one process there are no groups, and no collective is ever called.
+    """
+
+    def __init__(self, dims: ParallelDims, rank: int) -> None:
+        self.dims = dims
+        self.dp_size, self.tp_size = dims.dp, dims.tp
+        self.dp_rank, self.tp_rank = dims.dp_rank(rank), dims.tp_rank(rank)
+        grid = torch.arange(dims.world_size).view(dims.dp, dims.tp)
+        self.tp_ranks = grid[self.dp_rank].tolist()
+        self.dp_ranks = grid[:, self.tp_rank].tolist()
+        self.tp_group = _own_group(grid.tolist(), rank) if dims.world_size > 1 else None
+        self.dp_group = _own_group(grid.T.tolist(), rank) if dims.world_size > 1 else None
+
+    @property
+    def distributed(self) -> bool:
+        return self.dims.world_size > 1
+
+    def get_data_parallel_world_size(self) -> int:
+        return self.dp_size
+
+    def get_data_parallel_rank(self) -> int:
+        return self.dp_rank
+
+    def get_data_parallel_group(self) -> dist.ProcessGroup | None:
+        return self.dp_group
+
+    def get_data_parallel_group_ranks(self) -> list[int]:
+        return list(self.dp_ranks)
+
+    def get_model_parallel_world_size(self) -> int:
+        return self.tp_size
+
+    def get_model_parallel_rank(self) -> int:
+        return self.tp_rank
+
+    def get_model_parallel_group(self) -> dist.ProcessGroup | None:
+        return self.tp_group
+
+    get_tensor_model_parallel_world_size = get_model_parallel_world_size
+    get_tensor_model_parallel_rank = get_model_parallel_rank
+    get_tensor_model_parallel_group = get_model_parallel_group
+
+    def get_pipeline_model_parallel_world_size(self) -> int:
+        return 1
+
+    def get_pipeline_model_parallel_rank(self) -> int:
+        return 0
+
+
+def _own_group(groups: list[list[int]], rank: int) -> dist.ProcessGroup | None:
+    """Make all groups (every rank must take part in each) and return the one with `rank`."""
+    own = None
+    for ranks in groups:
+        group = dist.new_group(ranks)
+        if rank in ranks:
+            own = group
+    return own

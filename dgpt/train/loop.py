@@ -1,0 +1,131 @@
+"""The training loop. It knows no parallelism: engine, data and everything that watches come as arguments."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dgpt.config import RunConfig
+from dgpt.errors import TrainingError
+from dgpt.train.metrics import Monitor, StepMetrics
+from dgpt.train.profile import Profiler
+from dgpt.train.schedule import lr_at
+from dgpt.train.stop import Stopper
+from dgpt.train.timing import Timings
+
+
+class Batch(Protocol):
+    """One micro batch of this rank."""
+
+    tokens: Tensor  # (B, T) int64
+    targets: Tensor  # (B, T) int64
+    documents: Tensor | None  # (B, T) int64
+    samples: tuple[int, ...]  # sample numbers
+
+
+class Trainable(Protocol):
+    """The part of an Engine (dgpt.parallel.engine) that a step uses."""
+
+    def __call__(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor: ...
+    def backward(self, loss: Tensor) -> None: ...
+    def step(self, lr: float) -> float: ...
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run does besides stepping; each entry is called with the number of finished optimizer steps."""
+
+    batches: Callable[[int], Iterable[Batch]]  # the micro batches of a step, on the device
+    seed: Callable[[int, int], None]  # (step, micro step): seeds dropout
+    mean: Callable[[Tensor], Tensor]  # over the data parallel ranks
+    explain: Callable[[int, list[tuple[Tensor, tuple[int, ...]]]], TrainingError]  # step, losses and their samples
+    position: Callable[[int], tuple[int, float]]  # samples consumed, epoch
+    evaluate: Callable[[int], None]
+    sample: Callable[[int], None]
+    save: Callable[[int, float], None]  # (steps, loss)
+
+
+def train(
+    config: RunConfig, engine: Trainable, work: Work, monitor: Monitor, stopper: Stopper, profiler: Profiler,
+    timings: Timings, start_step: int,
+) -> int:  # fmt: skip
+    """Take optimizer steps from `start_step` to training.steps. Returns the steps done: fewer if asked to stop.
+
+    Raises TrainingError, on all ranks at the same step, when a loss or gradient is not finite.
+    """
+    total = config.training.steps
+    for step in range(start_step, total):
+        lr = lr_at(step, config.optimizer, config.schedule, total)
+        with profiler.step(step):
+            losses, grad_norm = train_step(engine, work, timings, step, lr)
+        if not math.isfinite(grad_norm):
+            raise work.explain(step, losses)
+        done = step + 1
+        stop = stopper.agreed()
+        last = stop or done == total
+        monitor.advance(done)
+        if last or due(done, config.logging.every_steps):
+            monitor.log_step(_metrics(config, work, timings, done, losses, lr, grad_norm))
+        if due(done, config.training.eval_every_steps) or (done == total and config.training.eval_every_steps):
+            with timings("evaluate"):
+                work.evaluate(done)
+        if due(done, config.logging.sample_every_steps):
+            with timings("evaluate"):
+                work.sample(done)
+        if last or due(done, config.checkpoint.every_steps):
+            with timings("checkpoint"):
+                work.save(done, _mean_loss(work, losses))
+        if stop:
+            return done
+    return total
+
+
+Losses = list[tuple[Tensor, tuple[int, ...]]]  # of each micro step: mean loss (a device scalar), sample numbers
+
+
+def train_step(engine: Trainable, work: Work, timings: Timings, step: int, lr: float) -> tuple[Losses, float]:
+    """One optimizer step. Losses stay on the device; the gradient norm is the same on all ranks."""
+    losses: Losses = []
+    for micro_step, batch in enumerate(_timed(work.batches(step), timings)):
+        work.seed(step, micro_step)
+        with timings("forward"):
+            loss = engine(batch.tokens, batch.targets, batch.documents)
+        with timings("backward"):
+            engine.backward(loss)
+        losses.append((loss.detach(), batch.samples))
+    with timings("step"):
+        grad_norm = engine.step(lr)
+    return losses, grad_norm
+
+
+def due(step: int, every: int) -> bool:
+    """Whether something that happens every `every` steps (0: never) happens after `step` steps."""
+    return every > 0 and step % every == 0
+
+
+def _timed(batches: Iterable[Batch], timings: Timings) -> Iterator[Batch]:
+    iterator = iter(batches)
+    while True:
+        with timings("data"):
+            batch = next(iterator, None)
+        if batch is None:
+            return
+        yield batch
+
+
+def _mean_loss(work: Work, losses: Losses) -> float:
+    """Mean over the global batch of the step."""
+    return float(work.mean(torch.stack([loss for loss, _ in losses]).mean()))
+
+
+def _metrics(
+    config: RunConfig, work: Work, timings: Timings, done: int, losses: Losses, lr: float, grad_norm: float
+) -> StepMetrics:
+    samples, epoch = work.position(done)
+    return StepMetrics(
+        step=done, loss=_mean_loss(work, losses), lr=lr, grad_norm=grad_norm, tokens=samples * config.model.seq_len,
+        samples=samples, epoch=epoch, seconds=timings.take(),
+    )  # fmt: skip

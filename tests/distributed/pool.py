@@ -1,0 +1,95 @@
+"""A warm pool of gloo processes: torch and deepspeed are imported once for all distributed tests.
+
+`pool.run(function, world, **kwargs)` calls `function(runtime, **kwargs)` on `world` ranks, in a process group of their
+own that lasts for the call, and returns the results in the order of ranks.
+"""
+
+import importlib
+import os
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable
+from itertools import chain
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch.multiprocessing as mp
+
+
+class RankError(AssertionError):
+    """A rank raised; the text is its traceback."""
+
+
+class Pool:
+    """Keeps one set of processes for each world size, because DeepSpeed counts what a process has built."""
+
+    def __init__(self) -> None:
+        self.sets: dict[int, list[tuple[Any, Connection]]] = {}
+
+    def run(self, function: Callable[..., Any], world: int, **kwargs: Any) -> list[Any]:
+        workers = self.sets.setdefault(world, []) or self._start(world)
+        with tempfile.TemporaryDirectory() as folder:
+            job = (function.__module__, function.__name__, world, str(Path(folder) / "store"), kwargs)
+            for rank, (_, pipe) in enumerate(workers):
+                pipe.send((rank, *job))
+            answers = [pipe.recv() for _, pipe in workers]
+        errors = [text for ok, text in answers if not ok]
+        if errors:
+            raise RankError("\n".join(errors))
+        return [result for _, result in answers]
+
+    def _start(self, world: int) -> list[tuple[Any, Connection]]:
+        context = mp.get_context("spawn")
+        for _ in range(world):
+            ours, theirs = context.Pipe()
+            worker = context.Process(target=_serve, args=(theirs,), daemon=True)
+            worker.start()
+            theirs.close()
+            self.sets[world].append((worker, ours))
+        return self.sets[world]
+
+    def close(self) -> None:
+        for worker, pipe in chain.from_iterable(self.sets.values()):
+            pipe.send(None)
+            worker.join(20)
+            worker.kill()
+
+
+def _serve(pipe: Connection) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    warnings.simplefilter("error", UserWarning)
+    while (job := pipe.recv()) is not None:
+        try:
+            pipe.send((True, _call(*job)))
+        except BaseException:
+            pipe.send((False, traceback.format_exc()))
+
+
+def _call(rank: int, module: str, name: str, world: int, store: str, kwargs: dict[str, Any]) -> Any:
+    import torch
+    import torch.distributed as dist
+
+    from dgpt.runtime import Runtime
+
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), DS_ACCELERATOR="cpu")
+    function = getattr(importlib.import_module(module), name)
+    if world > 1:
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    try:
+        return function(Runtime(rank, rank, world, torch.device("cpu")), **kwargs)
+    finally:
+        if world > 1:
+            dist.destroy_process_group()
+            _forget_deepspeed_group()
+
+
+def _forget_deepspeed_group() -> None:
+    """DeepSpeed caches the process group it first saw."""
+    import sys
+
+    if "deepspeed.comm.comm" in sys.modules:
+        sys.modules["deepspeed.comm.comm"].cdb = None  # type: ignore[attr-defined]
