@@ -6,9 +6,12 @@ import signal
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
+
+AGENT_PID = "DGPT_AGENT_PID"  # set by dgpt.agent for its workers
 
 
 @dataclass(frozen=True)
@@ -30,23 +33,57 @@ def under_torchrun() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def start(timeout_seconds: int) -> Runtime:
-    """Take this process's device and, with several processes, join the process group (nccl on GPUs, gloo on CPUs)."""
-    rank, local_rank, world_size = (int(os.environ.get(name, default)) for name, default in
-                                    (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")))  # fmt: skip
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    if device.type == "cuda":
+def rank() -> int:
+    """Global rank of this process; 0 without torchrun."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def nodes() -> int:
+    """Number of nodes that launch/torchrun.sh is told of (NNODES); 1 unless set."""
+    return int(os.environ.get("NNODES", "1"))
+
+
+def report_file() -> Path | None:
+    """Where a worker leaves its report (dgpt.outcome); None unless dgpt.agent started it and reads it."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    return Path(path) if path and AGENT_PID in os.environ else None
+
+
+def mark_as_agent() -> None:
+    """Let the workers that this process will start know their parent."""
+    os.environ[AGENT_PID] = str(os.getpid())
+
+
+def identify() -> Runtime:
+    """This process and its device; no word with the others yet, so a user's mistake can still end all of them alike."""
+    local_rank, world_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     else:
+        device = torch.device("cpu")
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if world_size > 1:
         die_with_parent()
+    return Runtime(rank(), local_rank, world_size, device)
+
+
+def join(runtime: Runtime, timeout_seconds: int) -> None:
+    """With several processes, join the process group (nccl on GPUs, gloo on CPUs)."""
+    if runtime.world_size > 1:
+        cuda = runtime.device.type == "cuda"
         dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
+            "nccl" if cuda else "gloo",
             timeout=timedelta(seconds=timeout_seconds),
-            device_id=device if device.type == "cuda" else None,
+            device_id=runtime.device if cuda else None,
         )
-    return Runtime(rank, local_rank, world_size, device)
+
+
+def start(timeout_seconds: int) -> Runtime:
+    """`identify` and `join`."""
+    runtime = identify()
+    join(runtime, timeout_seconds)
+    return runtime
 
 
 def finish() -> None:
@@ -60,6 +97,9 @@ def die_with_parent() -> None:
     if sys.platform == "linux":
         pr_set_pdeathsig = 1  # <sys/prctl.h>
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    agent = os.environ.get(AGENT_PID)
+    if agent and int(agent) != os.getppid():
+        os._exit(1)  # the launcher was gone before the kernel was asked
 
 
 def has_fast_bf16(device: torch.device) -> bool:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from dgpt.config.run import RunConfig
+from dgpt.config.schema import section_of
 from dgpt.errors import UserError
 
 
@@ -30,7 +31,7 @@ def parse_config(values: dict[str, Any], origin: str) -> RunConfig:
     try:
         return RunConfig.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        problems = [_explain(detail) for detail in error.errors()]
+        problems = [line for detail in error.errors() for line in _explain(detail).splitlines()]
         lines = "".join(f"\n  - {problem}" for problem in problems)
         raise UserError(
             f"{origin}: {len(problems)} setting{'s' * (len(problems) > 1)} cannot be used:{lines}",
@@ -51,10 +52,10 @@ def to_toml(config: RunConfig) -> str:
 
 def _literal(value: Any) -> str:
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(k)} = {_literal(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{_literal(k)} = {_literal(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(_literal, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # which TOML wants escaped
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -83,9 +84,10 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def _toml_value(text: str) -> Any:
     """A TOML literal; anything else is a plain string, so that run_dir=runs/mine needs no quotes within quotes."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        table = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    return table["value"] if len(table) == 1 else text  # text of several lines is no literal
 
 
 def _explain(detail: ErrorDetails) -> str:
@@ -101,8 +103,7 @@ def _explain(detail: ErrorDetails) -> str:
 def _did_you_mean(loc: tuple[int | str, ...]) -> str:
     model: type[BaseModel] = RunConfig
     for part in loc[:-1]:
-        field = model.model_fields.get(str(part))
-        if field and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            model = field.annotation
+        if field := model.model_fields.get(str(part)):
+            model = section_of(field) or model
     close = difflib.get_close_matches(str(loc[-1]), model.model_fields, n=1)
     return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(model.model_fields)}"

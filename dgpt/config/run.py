@@ -1,5 +1,6 @@
 """RunConfig: one complete run, and the rules that hold between its sections."""
 
+from collections.abc import Iterator
 from typing import Self
 
 from pydantic import model_validator
@@ -40,44 +41,39 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def check_across_sections(self) -> Self:
-        for rule in (_min_lr_below_lr, _warmup_fits, _tp_divides, _sequence_divides, _micro_divides_global):
-            rule(self)
+        rules = (_min_lr_below_lr, _warmup_fits, _tp_divides, _sequence_divides, _micro_divides_global)
+        if problems := [problem for rule in rules for problem in rule(self)]:
+            raise ValueError("\n".join(problems))
         return self
 
 
-def _min_lr_below_lr(c: RunConfig) -> None:
+def _min_lr_below_lr(c: RunConfig) -> Iterator[str]:
     if c.schedule.min_lr > c.optimizer.lr:
-        raise ValueError(f"schedule.min_lr = {c.schedule.min_lr} is above optimizer.lr = {c.optimizer.lr}; lower it")
+        yield f"schedule.min_lr = {c.schedule.min_lr} is above optimizer.lr = {c.optimizer.lr}; lower it"
 
 
-def _warmup_fits(c: RunConfig) -> None:
+def _warmup_fits(c: RunConfig) -> Iterator[str]:
     used = c.schedule.warmup_steps + (c.schedule.decay_steps if c.schedule.kind == "wsd" else 0)
     if used > c.training.steps:
-        raise ValueError(
-            f"schedule: warmup and decay take {used} steps of training.steps = {c.training.steps}; shorten"
-        )
+        yield f"schedule: warmup and decay take {used} steps of training.steps = {c.training.steps}; shorten"
 
 
-def _tp_divides(c: RunConfig) -> None:
+def _tp_divides(c: RunConfig) -> Iterator[str]:
     tp, m = c.parallel.tp, c.model
     sizes = {"model.n_head": m.n_head, "model.n_kv_head": m.kv_heads, "the MLP width (model.n_ff)": m.ff_width,
              f"the padded vocabulary (model.vocab_multiple = {m.vocab_multiple})": m.padded_vocab_size}  # fmt: skip
     for name, size in sizes.items():
         if size % tp:
-            raise ValueError(
-                f"parallel.tp = {tp} must divide {name} = {size}; take a divisor of both or change the model"
-            )
+            yield f"parallel.tp = {tp} must divide {name} = {size}; take a divisor of both or change the model"
 
 
-def _sequence_divides(c: RunConfig) -> None:
+def _sequence_divides(c: RunConfig) -> Iterator[str]:
     if c.parallel.sequence_parallel and c.model.seq_len % c.parallel.tp:
-        raise ValueError(
-            f"parallel.tp = {c.parallel.tp} must divide model.seq_len = {c.model.seq_len} with sequence_parallel"
-        )
+        yield f"parallel.tp = {c.parallel.tp} must divide model.seq_len = {c.model.seq_len} with sequence_parallel"
 
 
-def _micro_divides_global(c: RunConfig) -> None:
+def _micro_divides_global(c: RunConfig) -> Iterator[str]:
     t = c.training
     if t.global_batch_size % t.micro_batch_size:
-        raise ValueError(f"training.global_batch_size = {t.global_batch_size} must be a multiple of "
-                         f"training.micro_batch_size = {t.micro_batch_size}; change one of them")  # fmt: skip
+        yield (f"training.global_batch_size = {t.global_batch_size} must be a multiple of "
+               f"training.micro_batch_size = {t.micro_batch_size}; change one of them")  # fmt: skip

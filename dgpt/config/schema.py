@@ -1,8 +1,9 @@
 """The sections of a run's TOML file: every setting with its unit, default and rule, in the order of `--help`."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -12,7 +13,15 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 class Section(BaseModel):
     """A table of the TOML file: frozen, strict about types, closed to unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+def section_of(field: FieldInfo) -> type[Section] | None:
+    """The table that a setting holds, or a list of; None for a plain value."""
+    kinds = (field.annotation, *get_args(field.annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
 
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -62,8 +71,9 @@ class ModelConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def fill_from_shape(cls, values: Any) -> Any:
-        known = SHAPES.get(values.get("shape", "gpt2"), {}) if isinstance(values, dict) else {}
-        return {**known, **values}
+        if not isinstance(values, dict):
+            return values  # no table: for the check of types to say so
+        return SHAPES.get(str(values.get("shape", "gpt2")), {}) | values
 
     @model_validator(mode="after")
     def check_heads(self) -> Self:
@@ -96,7 +106,7 @@ class SourceConfig(Section):
     name: str = ""
     """Name of the source in logs and folders; empty takes it from the path."""
     path: str = ""
-    """File, folder or glob of .txt .md .py .jsonl .parquet, each also as .gz or .zst."""
+    """File, folder or glob of text (.txt .md .rst .py ...), .jsonl or .parquet, each also as .gz or .zst."""
     dataset: str = ""
     """Name for `datasets.load_dataset`, instead of a path."""
     dataset_config: str = ""
@@ -109,6 +119,10 @@ class SourceConfig(Section):
     """'stdlib': source and documentation of the Python standard library on this machine, instead of a path."""
     field: str = "text"
     """Field that holds the text, in JSONL, Parquet and data sets."""
+    document_bytes: NotNegative = 0
+    """Cut text files at a line end into documents of this many bytes; 0: a file is one, cut above 4 MiB."""
+    encoding_errors: Literal["strict", "replace"] = "strict"
+    """Text that is not valid Unicode: stop and name the place, or put U+FFFD there."""
     weight: Annotated[float, Field(ge=0)] = 0.0
     """Share of samples drawn from this source, relative to the others; 0 in all sources means by token count."""
 
@@ -133,6 +147,15 @@ class DataConfig(Section):
     reset_at_document: bool = False
     """Attention and positions start anew at each document."""
 
+    @model_validator(mode="after")
+    def check_sources(self) -> Self:
+        weights = [source.weight for source in self.sources]
+        if not weights:
+            raise ValueError("sources = []: at least one source is needed; give a [[data.sources]] table")
+        if any(weights) and not all(weights):
+            raise ValueError(f"sources have weights {weights}; give every source a weight above 0, or none of them")
+        return self
+
 
 class TokenizerConfig(Section):
     kind: Literal["train", "sentencepiece", "huggingface"] = "train"
@@ -153,7 +176,14 @@ class TokenizerConfig(Section):
     @model_validator(mode="after")
     def check_path(self) -> Self:
         if (self.kind == "train") == bool(self.path):
-            raise ValueError(f"tokenizer.path = '{self.path}' goes with kind = 'sentencepiece' or 'huggingface' alone")
+            raise ValueError(f"path = '{self.path}' goes with kind = 'sentencepiece' or 'huggingface' alone")
+        return self
+
+    @model_validator(mode="after")
+    def check_special_tokens(self) -> Self:
+        names = (self.end_of_document, *self.special_tokens)
+        if not all(names) or len(set(names)) < len(names):
+            raise ValueError(f"end_of_document and special_tokens = {list(names)} must differ; rename one")
         return self
 
 

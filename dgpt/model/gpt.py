@@ -2,11 +2,12 @@
 
 GPT-2 is learned positions, LayerNorm, GELU, biases and a tied head (Radford et al. 2019); Llama is RoPE, RMSNorm,
 SwiGLU, grouped-query attention and no biases (arXiv:2302.13971). Nothing here knows of ranks: `dgpt.parallel` swaps
-layers from outside, which is why sizes below are read off tensors (a TP rank has H/tp heads), not off the configuration.
+layers from outside, which is why sizes below are read off tensors (a TP rank has H/tp heads), not off the settings.
 
 B batch, T sequence, K keys (cached + new), C n_embd, H query heads, G key/value heads, D head_dim, V padded vocab
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,23 +20,31 @@ from dgpt.model.loss import linear_cross_entropy
 
 
 class LayerCache(Protocol):
-    """Keys and values of the tokens before, for one layer (dgpt.model.generate)."""
+    """Keys and values of the tokens before, for one layer (dgpt.model.cache)."""
 
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new k and v (B, G, T, D); return all of them so far (B, G, K, D)."""
+    def append(self, k: Tensor, v: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k and v (B, G, T, D) of the tokens at `positions` (1 or B, T); return all so far (B, G, K, D)."""
 
 
 class Cache(Protocol):
-    """One LayerCache a block; `length` tokens are in it."""
+    """One LayerCache a block."""
 
-    length: int
-    layers: list[LayerCache]
+    @property
+    def layers(self) -> Sequence[LayerCache]: ...
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest sequence; 0 before the first forward pass."""
+
+    def positions(self, count: int) -> Tensor:
+        """Where the next `count` tokens of each sequence stand: (1, count), or (B, count) if lengths differ."""
 
 
 @dataclass(frozen=True)
 class Context:
     """Where the tokens of this forward pass stand; computed once, used by every block."""
 
+    positions: Tensor  # (B or 1, T) int64
     rotary: tuple[Tensor, Tensor] | None  # cos and sin (B or 1, 1, T, D), fp32
     mask: Tensor | None  # (B or 1, 1, T, K) bool, True where a query may look; None: see causal
     causal: bool  # without a mask: each token sees itself and those before it (else all K)
@@ -96,7 +105,7 @@ class Attention(nn.Module):
         if context.rotary is not None:
             q, k = rotate(q, *context.rotary), rotate(k, *context.rotary)
         if cache is not None:
-            k, v = cache.append(k, v)
+            k, v = cache.append(k, v, context.positions)
         y = self.attend(q, k, v, context)  # (B, H, T, D)
         return self.proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
@@ -196,15 +205,16 @@ class GPT(nn.Module):
             x = x + self.wpe(positions)
         x = self.drop(x)
         for i, block in enumerate(self.blocks):
-            x = block(x, context, cache.layers[i] if cache else None)
+            x = block(x, context, cache.layers[i] if cache is not None else None)
         return self.norm(x)  # type: ignore[no-any-return]
 
     def positions(self, tokens: Tensor, documents: Tensor | None, cache: Cache | None) -> Tensor:
-        """(1, T), or (B, T) with documents."""
+        """(1, T), or (B, T) with documents or sequences of different lengths."""
         if documents is not None:
             return document_positions(documents)
-        start = cache.length if cache else 0
-        return torch.arange(start, start + tokens.size(1), device=tokens.device)[None]
+        if cache is not None:
+            return cache.positions(tokens.size(1))
+        return torch.arange(tokens.size(1), device=tokens.device)[None]
 
     def context(self, positions: Tensor, documents: Tensor | None, cache: Cache | None) -> Context:
         """Rotary angles and mask for `positions` (1 or B, T)."""
@@ -213,7 +223,7 @@ class GPT(nn.Module):
         if documents is not None:
             causal = torch.ones(length, length, dtype=torch.bool, device=documents.device).tril()
             mask = ((documents[:, :, None] == documents[:, None, :]) & causal)[:, None]  # (B, 1, T, T)
-        elif cache is not None and cache.length > 0 and length > 1:
+        elif cache is not None and cache.length > 0 and positions.numel() > 1:
             keys = torch.arange(cache.length + length, device=positions.device)
-            mask = (keys <= positions[0, :, None])[None, None]  # (1, 1, T, K)
-        return Context(angles, mask, causal=cache is None or cache.length == 0)
+            mask = (keys <= positions[:, :, None])[:, None]  # (1 or B, 1, T, K)
+        return Context(positions, angles, mask, causal=cache is None or cache.length == 0)

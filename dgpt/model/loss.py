@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 IGNORE = -100  # a target that does not count, as in torch.nn.functional.cross_entropy
 
@@ -38,30 +39,37 @@ def linear_cross_entropy(
     hidden (N, C), weight (V, C), targets (N,) int64 -> scalar, in fp32 at least. z_loss: arXiv:2204.02311, section 5.
     """
     vocab = vocab or Vocab()
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, chunk_tokens, z_loss, vocab)  # type: ignore[no-untyped-call]
+    # Asked here: inside a Function gradients look disabled, and its needs_input_grad does not know of no_grad.
+    needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, chunk_tokens, z_loss, vocab, needs_grad)  # type: ignore[no-untyped-call]
     return loss
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_tokens: int, z_loss: float, vocab: Vocab
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        chunk_tokens: int,
+        z_loss: float,
+        vocab: Vocab,
+        needs_grad: bool,
     ) -> Tensor:
-        counted = targets != IGNORE
-        share = 1.0 / counted.sum().clamp(min=1)  # of each token in the mean
         wide = torch.promote_types(hidden.dtype, torch.float32)
+        counted = (targets != IGNORE).to(wide)
+        shares = counted / counted.sum().clamp(min=1)  # (N,), of each token in the mean
         total = torch.zeros((), dtype=wide, device=hidden.device)
-        needs_grad = any(ctx.needs_input_grad[:2])
         grad_hidden = torch.empty_like(hidden) if needs_grad else None
         grad_weight: Tensor | None = None
         for start in range(0, len(hidden), chunk_tokens):
             rows = slice(start, start + chunk_tokens)
             logits = (hidden[rows] @ weight.T).to(wide)  # (n, V)
             losses, grad = _chunk(logits, targets[rows], z_loss, vocab)
-            scale = (counted[rows] * share).to(wide)
-            total += losses @ scale
+            total += losses @ shares[rows]
             if grad_hidden is not None:
-                grad = grad.mul_(scale[:, None]).to(weight.dtype)
+                grad = grad.mul_(shares[rows, None]).to(weight.dtype)
                 torch.mm(grad, weight, out=grad_hidden[rows])
                 grad_weight = _accumulate(grad_weight, grad.T @ hidden[rows], wide)
         if grad_hidden is not None and grad_weight is not None:
@@ -69,9 +77,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad_output, grad_weight * grad_output, None, None, None, None
+        return grad_hidden * grad_output, grad_weight * grad_output, None, None, None, None, None
 
 
 def _chunk(logits: Tensor, targets: Tensor, z_loss: float, vocab: Vocab) -> tuple[Tensor, Tensor]:

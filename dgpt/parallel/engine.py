@@ -11,7 +11,7 @@ from dgpt.fragments import Fragment
 from dgpt.model.gpt import GPT
 from dgpt.model.init import initial_weight
 from dgpt.parallel.activation import apply_activation_checkpointing
-from dgpt.parallel.mesh import Mesh
+from dgpt.parallel.mesh import Mesh, ParallelDims
 from dgpt.parallel.tensor import apply_tensor_parallel, tp_axis
 
 
@@ -41,7 +41,7 @@ class Engine(Protocol):
 
 def build_engine(config: RunConfig, plan: BatchPlan, mesh: Mesh, device: torch.device, dtype: torch.dtype) -> Engine:
     """GPT -> tensor parallelism -> weights -> compile -> activation checkpointing -> optimizer and ZeRO."""
-    check_engine(config, mesh, dtype)
+    check_engine(config, mesh.dims, dtype)
     model = build_parts(config, mesh)
     if not mesh.distributed and not config.parallel.offload_optimizer:
         from dgpt.parallel.engine_local import LocalEngine
@@ -54,16 +54,16 @@ def build_engine(config: RunConfig, plan: BatchPlan, mesh: Mesh, device: torch.d
     return ZeroEngine(model, config, plan, mesh, device, dtype)
 
 
-def check_engine(config: RunConfig, mesh: Mesh, dtype: torch.dtype) -> None:
+def check_engine(config: RunConfig, dims: ParallelDims, dtype: torch.dtype) -> None:
     """Raises UserError for combinations that DeepSpeed would compute wrongly or not at all."""
     parallel = config.parallel
-    if mesh.tp_size > 1 and parallel.zero_stage == 0 and dtype != torch.float32:
+    if dims.tp > 1 and parallel.zero_stage == 0 and dtype != torch.float32:
         raise UserError(
-            f"parallel.zero_stage = 0 with parallel.tp = {mesh.tp_size} in {dtype}",
+            f"parallel.zero_stage = 0 with parallel.tp = {dims.tp} in {dtype}",
             rule="DeepSpeed's unfused 16 bit optimizer loses the tensor parallel marks, so the gradient norm is wrong",
             fix='set parallel.zero_stage=1, or precision.dtype="fp32"',
         )
-    if parallel.offload_optimizer and not mesh.distributed:
+    if parallel.offload_optimizer and dims.world_size == 1:
         raise UserError(
             "parallel.offload_optimizer = true with one process",
             rule="offload goes through ZeRO, which needs a process group",

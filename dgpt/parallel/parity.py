@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from dgpt.config import RunConfig, batch_plan
+from dgpt import runtime as processes
+from dgpt.config import ParallelConfig, RunConfig, batch_plan
+from dgpt.errors import UserError
 from dgpt.parallel.engine import Engine, build_engine
 from dgpt.parallel.mesh import Mesh, ParallelDims
 from dgpt.runtime import Runtime
@@ -79,3 +81,49 @@ def topologies(world_size: int, config: RunConfig) -> Iterator[RunConfig]:
 
 def _stages(tp: int) -> Sequence[tuple[int, bool]]:
     return [(stage, sp) for stage in range(4) for sp in ((False, True) if tp > 1 else (False,))]
+
+
+def compare(config: RunConfig, steps: int, tolerance: float) -> bool:
+    """Run every topology of this world in fp32 and print a table; whether all are within `tolerance` of one process."""
+    runtime = processes.identify()
+    _check(config, runtime)
+    processes.join(runtime, config.parallel.timeout_seconds)
+    try:
+        alone = Runtime(rank=0, local_rank=0, world_size=1, device=runtime.device)
+        reference = run_curve(topology(config, 1, 0), alone, steps, torch.float32)
+        rows = [(t.parallel, _measure(t, runtime, steps, reference)) for t in topologies(runtime.world_size, config)]
+    finally:
+        processes.finish()
+    if runtime.is_main:
+        _print_table(rows, runtime.world_size, steps, tolerance)
+    return all(distance <= tolerance for _, distance in rows)
+
+
+def _measure(config: RunConfig, runtime: Runtime, steps: int, reference: Curve) -> float:
+    return run_curve(config, runtime, steps, torch.float32).distance(reference)
+
+
+def _check(config: RunConfig, runtime: Runtime) -> None:
+    """Raises UserError if a topology cannot split the batch, or there is only one process."""
+    if runtime.world_size == 1:
+        raise UserError("parity with one process", rule="one process is the reference; there must be others to compare",
+                        fix="add --nproc 4, or start it on a machine with several GPUs")  # fmt: skip
+    if not config.model.vocab_size:
+        raise UserError("model.vocab_size = 0", rule="parity trains on random tokens, without prepared data",
+                        fix="add model.vocab_size=1000 to the command")  # fmt: skip
+    for t in topologies(runtime.world_size, config):
+        batch_plan(t, runtime.world_size // t.parallel.tp)
+
+
+def _print_table(rows: list[tuple[ParallelConfig, float]], world_size: int, steps: int, tolerance: float) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{steps} steps in fp32, largest relative difference of loss and gradient norm to one process")
+    for column in ("dp", "tp", "ZeRO", "sequence parallel", "difference", f"within {tolerance:g}"):
+        table.add_column(column, justify="right")
+    for parallel, distance in rows:
+        table.add_row(str(world_size // parallel.tp), str(parallel.tp), str(parallel.zero_stage),
+                      "yes" if parallel.sequence_parallel else "no", f"{distance:.1e}",
+                      "yes" if distance <= tolerance else "NO")  # fmt: skip
+    Console().print(table)

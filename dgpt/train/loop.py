@@ -20,10 +20,14 @@ from dgpt.train.timing import Timings
 class Batch(Protocol):
     """One micro batch of this rank."""
 
-    tokens: Tensor  # (B, T) int64
-    targets: Tensor  # (B, T) int64
-    documents: Tensor | None  # (B, T) int64
-    samples: tuple[int, ...]  # sample numbers
+    @property
+    def tokens(self) -> Tensor: ...  # (B, T) int64
+    @property
+    def targets(self) -> Tensor: ...  # (B, T) int64
+    @property
+    def documents(self) -> Tensor | None: ...  # (B, T) int64
+    @property
+    def samples(self) -> tuple[int, ...]: ...  # sample numbers
 
 
 class Trainable(Protocol):

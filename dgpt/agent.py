@@ -1,0 +1,109 @@
+"""`python -m dgpt.agent`: torchrun's main for one node, with signals that wait for a save and exit codes that say why.
+
+launch/torchrun.sh runs it with the options of torchrun. Plain torchrun answers a signal by killing its workers after
+30 seconds (torch 2.11), and ends with 1 and a table whatever their exit codes were.
+"""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+import psutil  # type: ignore[import-untyped]
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.rendezvous import RendezvousError
+
+from dgpt import outcome, runtime
+
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+PATIENCE = 3  # interrupts (Ctrl-C) until the agent itself ends
+
+
+class Relay:
+    """Passes signals on to the workers, which save and end; without workers, or on the third Ctrl-C, the agent ends."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        for number in PASSED_ON:
+            signal.signal(number, self._pass_on)
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        self.received.append(number)
+        workers = psutil.Process().children()
+        if not workers or self.received.count(signal.SIGINT) >= PATIENCE:
+            raise SystemExit(128 + number)
+        for worker in workers:
+            os.kill(worker.pid, number)  # torchrun waits for workers in this thread, so the pid is still the worker's
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the workers of this node to their end; the exit code that they agree on."""
+    relay = Relay()
+    runtime.mark_as_agent()
+    for quiet in ("elastic.multiprocessing.api", "elastic.agent.server.api", "run"):
+        logging.getLogger(f"torch.distributed.{quiet}").setLevel(logging.CRITICAL)  # _conclude says it better
+    with tempfile.TemporaryDirectory(prefix="dgpt-agent-") as folder:
+        failures: Mapping[int, ProcessFailure] = {}
+        try:
+            torchrun.run(torchrun.parse_args(["--log-dir", folder, *arguments]))  # type: ignore[no-untyped-call]
+        except ChildFailedError as error:
+            failures = error.failures
+        except RendezvousError as error:
+            _say(f"dgpt: {socket.gethostname()}: the nodes did not find each other: {error} ({error.__cause__})")
+            return outcome.FAILED
+        return _conclude(failures, outcome.read_reports(Path(folder)), relay.received)
+
+
+def _conclude(failures: Mapping[int, ProcessFailure], reports: Mapping[int, outcome.Report], signals: list[int]) -> int:
+    mistakes = [report for _, report in sorted(reports.items()) if report.exit_code == outcome.MISTAKE]
+    if mistakes:
+        alone = mistakes[0].rank != 0  # the node of rank 0 prints all of it, any other says where it was
+        _say(f"{socket.gethostname()}: {mistakes[0].message.splitlines()[0]}" if alone else mistakes[0].message)
+        return outcome.MISTAKE
+    if not failures:
+        return max((report.exit_code for report in reports.values()), default=outcome.DONE)
+    if signals and all(failure.exitcode == -signals[0] for failure in failures.values()):
+        _say(f"dgpt: {signal.Signals(signals[0]).name} ended the workers before they could save")
+        return 128 + signals[0]
+    first = first_failure(failures, reports)
+    _say(_describe(first, failures, reports))
+    return outcome.FAILED
+
+
+def first_failure(failures: Mapping[int, ProcessFailure], reports: Mapping[int, outcome.Report]) -> int:
+    """The rank whose failure brought the others down.
+
+    A rank that a signal killed leaves no report, and torchrun looks only now and then, so its peers report a lost
+    connection before its death is noticed: it counts as 2 seconds earlier. SIGTERM is how torchrun ends the others.
+    """
+
+    def order(rank: int) -> tuple[bool, float]:
+        code = failures[rank].exitcode
+        when = reports[rank].time if rank in reports else failures[rank].timestamp
+        return code == -signal.SIGTERM, when - 2 * (code < 0)
+
+    return min(failures, key=order)
+
+
+def _describe(rank: int, failures: Mapping[int, ProcessFailure], reports: Mapping[int, outcome.Report]) -> str:
+    failure = failures[rank]
+    where = f"rank {rank} on {socket.gethostname()} (process {failure.pid})"
+    how = f"was killed by {failure.signal_name()}" if failure.exitcode < 0 else f"failed, exit code {failure.exitcode}"
+    others = sorted(set(failures) - {rank})
+    after = f"; ranks {', '.join(map(str, others))} ended after it" if others else ""
+    trace = reports[rank].message.rstrip() + "\n" if rank in reports else ""
+    return f"{trace}dgpt: {where} {how}{after}"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,47 @@
+"""Whether a checkpoint is of the model that wants it."""
+
+from dgpt.checkpoint.find import Found
+from dgpt.checkpoint.format import MANIFEST, CheckpointError
+from dgpt.config import ModelConfig, RunConfig, parse_config
+from dgpt.fragments import Fragment
+
+_FREE = {"dropout", "init_std", "shape", "vocab_multiple", "n_kv_head", "n_ff"}  # n_kv_head, n_ff: by what they mean
+_OTHER_MODEL = "set the model as in the checkpoint (`dgpt checkpoint show FOLDER`), or give this run another run_dir"
+
+
+def read_config(found: Found) -> RunConfig:
+    """The settings that the checkpoint was trained with. Raises UserError if this dgpt does not know one of them."""
+    return parse_config(dict(found.manifest.meta.config), str(found.folder / MANIFEST))
+
+
+def check_model(found: Found, config: RunConfig) -> None:
+    """Raises CheckpointError that names the first setting in which the checkpoint's model differs from `config`'s."""
+    theirs = _meaning(read_config(found).model)
+    for name, wanted in _meaning(config.model).items():
+        if theirs.get(name) != wanted:
+            difference = f"model.{name} = {theirs.get(name)!r} there, {wanted!r} in this run"
+            raise CheckpointError(found.folder, f"is of another model: {difference}", fix=_OTHER_MODEL)
+
+
+def check_tensor(found: Found, f: Fragment) -> tuple[int, int]:
+    """Indices of the fragment's tensor and state. Raises CheckpointError if they are missing or of another shape."""
+    tensor = found.manifest.tensor_ids.get(f.name)
+    if tensor is None:
+        raise CheckpointError(found.folder, f"has no tensor '{f.name}'", fix=_OTHER_MODEL)
+    entry = found.manifest.tensors[tensor]
+    if entry.shape != f.shape:
+        difference = f"'{f.name}' has shape {entry.shape} there, {f.shape} in this run"
+        raise CheckpointError(found.folder, difference, fix=_OTHER_MODEL)
+    if f.state not in entry.states:
+        fix = "load the states that are there, e.g. states={'weight'}: the rest starts anew"
+        raise CheckpointError(found.folder, f"has only {', '.join(entry.states)} of '{f.name}', no {f.state}", fix=fix)
+    return tensor, found.manifest.states.index(f.state)
+
+
+def _meaning(model: ModelConfig) -> dict[str, object]:
+    values = {name: value for name, value in model.model_dump().items() if name not in _FREE}
+    if model.position == "rope":
+        del values["seq_len"]  # no parameter depends on it
+    else:
+        del values["rope_theta"]
+    return values | {"kv_heads": model.kv_heads, "ff_width": model.ff_width}

@@ -1,0 +1,127 @@
+"""Files and folders of checkpoints: names, hashed writes, checked reads, renames that survive a crash."""
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from stat import S_ISREG
+from typing import BinaryIO
+
+CHUNK_BYTES = 8 << 20
+FOLDER = "checkpoints"  # in the run folder
+_STEP = re.compile(r"step_([0-9]{8,12})")
+
+
+def step_folder(root: Path, step: int) -> Path:
+    return root / f"step_{step:08d}"
+
+
+def step_of(folder: Path) -> int | None:
+    """The step that a folder's name gives, None for any other name (temporary ones included)."""
+    match = _STEP.fullmatch(folder.name)
+    return int(match[1]) if match else None
+
+
+def step_folders(root: Path) -> list[Path]:
+    """Committed checkpoints in `root`, newest first; whether they are whole is not looked at."""
+    if not root.is_dir():
+        return []
+    return sorted((p for p in root.iterdir() if step_of(p) is not None), key=lambda p: step_of(p) or 0, reverse=True)
+
+
+def write_hashed(path: Path, chunks: Iterable[bytes | memoryview]) -> tuple[int, str]:
+    """Write a new file, durably; returns its size and sha256. Nothing is copied."""
+    size, digest = 0, hashlib.sha256()
+    with open(path, "xb") as file:
+        for chunk in chunks:
+            for begin in range(0, len(chunk), CHUNK_BYTES):
+                piece = chunk[begin : begin + CHUNK_BYTES]
+                digest.update(piece)
+                file.write(piece)
+            size += len(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    return size, digest.hexdigest()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a small file so that whoever sees its name sees all of it."""
+    partial = path.with_name(path.name + ".partial")
+    partial.unlink(missing_ok=True)
+    write_hashed(partial, [content])
+    partial.rename(path)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def regular_size(path: Path) -> int:
+    """Size in bytes of a plain file. Raises OSError if it is missing, or a link, a folder or a device."""
+    status = path.lstat()
+    if not S_ISREG(status.st_mode):
+        raise OSError(f"'{path.name}' is not a plain file (links are not followed)")
+    return status.st_size
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open for reading, without following a link in the last place."""
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW))
+
+
+def hash_file(path: Path, advance: Callable[[int], None] = lambda _: None) -> str:
+    """sha256 of a file; `advance` hears the bytes of each chunk."""
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        buffer = memoryview(bytearray(min(CHUNK_BYTES, os.fstat(file.fileno()).st_size + 1)))
+        while count := file.readinto(buffer):  # type: ignore[attr-defined]
+            digest.update(buffer[:count])
+            advance(count)
+    return digest.hexdigest()
+
+
+def replace_folder(new: Path, final: Path, attempt: str) -> None:
+    """Give `new` the name `final`. After a crash at any point `clean` finds the old or the new one under that name."""
+    old = final.with_name(f"{final.name}.old-{attempt}")
+    if final.exists():
+        final.rename(old)
+    try:
+        new.rename(final)
+    except OSError:
+        with suppress(OSError):
+            old.rename(final)
+        raise
+    sync_folder(final.parent)
+    with suppress(OSError):  # left for `clean`; the new checkpoint is there
+        delete_folder(old, attempt)
+
+
+def delete_folder(path: Path, attempt: str) -> None:
+    """Rename away first: a half-deleted checkpoint never carries a checkpoint's name."""
+    doomed = path.with_name(f"{path.name.partition('.')[0]}.tmp-deleted-{attempt}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    sync_folder(path.parent)
+    shutil.rmtree(doomed)
+
+
+def clean(root: Path) -> None:
+    """Remove what an earlier process left unfinished; bring back a checkpoint whose replacement did not arrive."""
+    if not root.is_dir():
+        return
+    for old in sorted(root.glob("step_*.old-*/")):
+        final = old.with_name(old.name.partition(".")[0])
+        if final.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(final)
+    for unfinished in root.glob("step_*.tmp-*/"):
+        shutil.rmtree(unfinished)

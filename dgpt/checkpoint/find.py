@@ -1,0 +1,56 @@
+"""Which checkpoint a run continues from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dgpt.checkpoint.files import FOLDER, step_folders
+from dgpt.checkpoint.format import MANIFEST, CheckpointError, Manifest
+from dgpt.checkpoint.read import check_sizes, read_manifest
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint that can be loaded."""
+
+    folder: Path
+    manifest: Manifest
+    skipped: tuple[str, ...] = ()  # newer ones that are not whole, each with its reason
+
+
+def find_latest(run_dir: str | Path, known_bad: Mapping[Path, str] | None = None) -> Found | None:
+    """The newest checkpoint with a valid manifest and all files of the right size; None if there are no checkpoints.
+
+    Hashes are checked when a file is read. known_bad: folders to skip, and why, e.g. because `load` refused them.
+    Raises CheckpointError if there are checkpoints but none is whole: training never restarts at step 0 in silence.
+    """
+    skipped: list[str] = []
+    root = Path(run_dir) / FOLDER
+    for folder in step_folders(root):
+        try:
+            if known_bad and folder in known_bad:
+                raise CheckpointError(folder, known_bad[folder], fix="")
+            manifest = read_manifest(folder)
+            check_sizes(folder, manifest)
+            return Found(folder, manifest, tuple(skipped))
+        except CheckpointError as error:
+            skipped.append(error.summary)
+    if skipped:
+        reasons = "".join(f"\n  - {reason}" for reason in skipped)
+        fix = f"restore a checkpoint from a copy; to start anew at step 0, move the folder {FOLDER} away yourself"
+        raise CheckpointError(root, f"none of the {len(skipped)} checkpoints here is whole:{reasons}", fix=fix)
+    return None
+
+
+def open_checkpoint(path: str | Path) -> Found:
+    """A checkpoint folder itself, or the newest whole checkpoint of a run folder. Raises CheckpointError if none."""
+    path = Path(path)
+    if (path / MANIFEST).exists():
+        manifest = read_manifest(path)
+        check_sizes(path, manifest)
+        return Found(path, manifest)
+    found = find_latest(path)
+    if found is None:
+        raise CheckpointError(path, "is neither a checkpoint nor a run folder with checkpoints",
+                              fix=f"give a run_dir, or a folder run_dir/{FOLDER}/step_XXXXXXXX")  # fmt: skip
+    return found

@@ -1,0 +1,112 @@
+"""Save without stalling: copy the state to host memory, go on training, write in the background."""
+
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from re import fullmatch
+
+import torch
+from torch import Tensor
+
+from dgpt.checkpoint import files
+from dgpt.checkpoint.commit import Job, Outcome, write_and_commit
+from dgpt.checkpoint.format import CheckpointError, MeshEntry, Meta
+from dgpt.checkpoint.layout import plan
+from dgpt.fragments import Fragment
+
+MAX_FAILURES = 3  # in a row
+
+
+def _to_stderr(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+class Checkpointer:
+    """Writes the checkpoints of one rank of a run. Every rank makes one, and calls `save` at the same steps.
+
+    Making it on rank 0 cleans up after a killed process: do so before `find_latest`, and let the other ranks wait.
+
+    attempt: names this start of the job, the same on all ranks and different at each start (letters, digits, dashes).
+    report: hears, on the main thread, what went wrong.
+    stall_seconds: a save in which no file grows for so long is given up.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        rank: int,
+        mesh: MeshEntry,
+        attempt: str,
+        *,
+        keep_last: int = 3,
+        keep_every: int = 0,
+        report: Callable[[str], None] = _to_stderr,
+        stall_seconds: float = 300.0,
+    ) -> None:
+        if not fullmatch(r"[A-Za-z0-9-]{1,64}", attempt):
+            raise ValueError(f"attempt = '{attempt}' is not 1 to 64 letters, digits and dashes")
+        self.root = Path(run_dir) / files.FOLDER
+        self.saved_step: int | None = None  # of the newest checkpoint that this process knows to be committed
+        self._rank, self._mesh, self._attempt, self._stall_seconds = rank, mesh, attempt, stall_seconds
+        self._keep_last, self._keep_every, self._report = keep_last, keep_every, report
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer")
+        self._running: tuple[int, Future[Outcome]] | None = None
+        self._buffer = torch.empty(0, dtype=torch.uint8)
+        self._failures = 0
+        self._error: str | None = None
+        if rank == 0:
+            files.clean(self.root)
+
+    def save(self, step: int, fragments: Iterable[Fragment], meta: Meta) -> None:
+        """Copy the fragments and return; the rest happens in the background. Waits first if a save is running.
+
+        Raises CheckpointError when the save before was the third in a row to fail.
+        """
+        self.wait()
+        layout, tensors = plan(fragments)
+        payload = self._copy(tensors, layout.payload_bytes)
+        job = Job(self.root, step, self._attempt, self._rank, self._mesh, meta, layout,
+                  self._stall_seconds, self._keep_last, self._keep_every)  # fmt: skip
+        self._running = step, self._writer.submit(write_and_commit, job, payload)
+
+    def poll(self) -> None:
+        """Report a save that has ended; cheap, for every step. Never raises: ranks may see it at different steps."""
+        if self._running and self._running[1].done():
+            self._settle()
+
+    def wait(self) -> None:
+        """Return when no save is running: `saved_step` then tells what is on disk. Raises as `save`."""
+        self._settle()
+        if self._failures >= MAX_FAILURES:
+            fix = "free space or repair the disk, and start again: the run continues from its newest checkpoint"
+            raise CheckpointError(self.root, f"not saved, failure {self._failures} in a row: {self._error}", fix=fix)
+
+    def _settle(self) -> None:
+        if self._running is None:
+            return
+        (step, future), self._running = self._running, None
+        self._error, warning = future.result()
+        if warning:
+            self._report(warning)
+        if self._error is None:
+            self.saved_step, self._failures = step, 0
+            return
+        self._failures += 1
+        self._report(f"CHECKPOINT NOT SAVED at step {step} (failure {self._failures} in a row, the run stops at "
+                     f"{MAX_FAILURES}): {self._error}")  # fmt: skip
+
+    def _copy(self, tensors: list[Tensor], size: int) -> memoryview:
+        """The stall: every tensor to the host buffer, allocated at the first save and kept (pinned for GPUs)."""
+        on_gpu = any(tensor.is_cuda for tensor in tensors)
+        if self._buffer.numel() < size:
+            self._buffer = torch.empty(0, dtype=torch.uint8)  # free the old one first
+            self._buffer = torch.empty(size, dtype=torch.uint8, pin_memory=on_gpu)
+        offset = 0
+        for tensor in tensors:
+            place = self._buffer[offset : offset + tensor.nbytes]
+            place.view(tensor.dtype).copy_(tensor, non_blocking=on_gpu)
+            offset += tensor.nbytes
+        if on_gpu:
+            torch.cuda.synchronize()
+        return self._buffer.numpy().data[:size]

@@ -1,0 +1,139 @@
+"""`dgpt`: the verbs. Wiring only; each verb imports what it needs when it runs."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dgpt import __version__, outcome, verbs
+from dgpt.config import RunConfig, load_config, settings_help, to_toml
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; the exit code is 0 done, 2 a mistake of the user, 75 stopped after a save, 1 a failure."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (options.list_name is None or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # argparse takes a list before the options or after them, not both
+        setattr(options, options.list_name, getattr(options, options.list_name) + rest)
+    return outcome.guard(lambda: options.command(options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dgpt",
+        description="Pretrain GPT models: raw text -> tokens -> ZeRO x tensor parallel training -> samples.",
+    )
+    parser.add_argument("--version", action="version", version=f"dgpt {__version__}")
+    subparsers = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+    for add in (_prepare, _pretrain, _generate, _checkpoint, _tensorboard, _parity):
+        add(subparsers)
+    return parser
+
+
+Verbs = Any  # what add_subparsers returns has no public name
+
+
+def _verb(subparsers: Verbs, name: str, command: Command, text: str, epilog: str = "") -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name, help=text, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.set_defaults(command=command, list_name=None)
+    return parser
+
+
+def _with_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="RUN.toml", help="the run (configs/pretrain/ has ready ones)")
+    parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="settings that replace the file's")
+    parser.set_defaults(list_name="overrides")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved settings as TOML and stop")
+
+
+def _with_nproc(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--nproc", type=int, help="processes on this node (default: one per GPU, one without GPUs)")
+
+
+def _settings() -> str:
+    return f"settings, with their defaults:\n{settings_help()}"
+
+
+def _config_of(options: argparse.Namespace) -> RunConfig:
+    return load_config(options.config, options.overrides)
+
+
+def _on_config(run: Callable[[RunConfig, argparse.Namespace], int]) -> Command:
+    """A command on a config, which --print-config prints instead."""
+
+    def command(options: argparse.Namespace) -> int:
+        config = _config_of(options)
+        if not options.print_config:
+            return run(config, options)
+        print(to_toml(config), end="")
+        return outcome.DONE
+
+    return command
+
+
+def _prepare(subparsers: Verbs) -> None:
+    parser = _verb(
+        subparsers, "prepare", _on_config(verbs.prepare), "raw text -> tokenizer and token shards", _settings()
+    )
+    _with_config(parser)
+    parser.add_argument("--inspect", action="store_true", help="show counts, document lengths and decoded samples")
+    parser.add_argument("--verify", action="store_true", help="hash every file of the prepared data")
+
+
+def _pretrain(subparsers: Verbs) -> None:
+    text = "train the model; on an existing run folder, go on from its newest whole checkpoint"
+    parser = _verb(subparsers, "pretrain", _on_config(verbs.pretrain), text, _settings())
+    _with_config(parser)
+    _with_nproc(parser)
+
+
+def _generate(subparsers: Verbs) -> None:
+    text = "continue prompts with a trained model, from a checkpoint of any topology"
+    parser = _verb(subparsers, "generate", verbs.generate, text)
+    parser.add_argument("model", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run folder, or one of its checkpoints")
+    parser.add_argument("prompts", metavar="PROMPT", nargs="*", help="text to continue (none: start a new document)")
+    parser.set_defaults(list_name="prompts")
+    parser.add_argument("--prompts-file", type=Path, help="a file with one prompt per line")
+    parser.add_argument("--samples", type=int, default=1, help="continuations of each prompt (default: 1)")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="length of a continuation (default: 128)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default: 0.8)")
+    parser.add_argument("--top-k", type=int, default=0, help="draw from the k most likely tokens (default: 0, all)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="draw from this much probability (default: 1, all)")
+    parser.add_argument("--seed", type=int, default=1337, help="same seed, same text (default: 1337)")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
+    parser.add_argument("--batch-size", type=int, default=64, help="continuations at once (default: 64)")
+
+
+def _checkpoint(subparsers: Verbs) -> None:
+    text = "what is in a run folder, and whether it is whole"
+    parser = _verb(subparsers, "checkpoint", verbs.checkpoint, text)
+    parser.add_argument("action", choices=("list", "verify", "show"))
+    parser.add_argument("path", type=Path, help="a run folder (list), or a checkpoint or run folder (verify, show)")
+
+
+def _tensorboard(subparsers: Verbs) -> None:
+    parser = _verb(
+        subparsers, "tensorboard", verbs.tensorboard, "show a run's curves in the browser, on 127.0.0.1 alone"
+    )
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--port", type=int, help="default: 6006, or a free one")
+
+
+def _parity(subparsers: Verbs) -> None:
+    text = "train a few steps at every ZeRO stage and TP degree, and compare with one process"
+    parser = _verb(subparsers, "parity", _on_config(verbs.parity), text)
+    _with_config(parser)
+    _with_nproc(parser)
+    parser.add_argument("--steps", type=int, default=8, help="optimizer steps of each topology (default: 8)")
+    parser.add_argument("--tolerance", type=float, default=1e-5, help="largest relative difference (default: 1e-5)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""How a process ends: the exit codes, and the report that a worker leaves for its launcher.
+
+torchrun knows of its workers only whether they failed. A worker therefore leaves its exit code and message in the file
+that torchrun names for it, and dgpt.agent, which runs torchrun, turns the reports into one message and one exit code.
+"""
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dgpt.errors import TrainingError, UserError
+
+DONE = 0
+FAILED = 1
+MISTAKE = 2  # of the user: the message says what to change
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: stopped after a save; start again to go on
+INTERRUPTED = 130  # Ctrl-C
+
+
+@dataclass(frozen=True)
+class Report:
+    """The end of one worker; `message` and `timestamp` (Unix time in whole seconds) are the names torchrun reads."""
+
+    rank: int
+    exit_code: int
+    message: str
+    time: float  # Unix time, seconds
+    timestamp: int
+
+
+def guard(body: Callable[[], int]) -> int:
+    """Run `body`, which returns an exit code, as all that this process does; return the code to exit with.
+
+    A UserError or TrainingError is printed without a stack trace. A worker of torchrun prints it nowhere and reports
+    it, as all ranks have the same; it also reports STOPPED and exits with 0, so that torchrun waits for the others.
+    """
+    try:
+        code = body()
+    except UserError as error:
+        return _end(MISTAKE, f"dgpt: {error}")
+    except TrainingError as error:
+        return _end(FAILED, f"dgpt: {error}")
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        return _crash(error)
+    return _end(code, "") if code == STOPPED else code
+
+
+def _end(code: int, message: str) -> int:
+    if _report(code, message):
+        return DONE if code == STOPPED else code
+    if message:
+        print(message, file=sys.stderr, flush=True)
+    return code
+
+
+def _crash(error: Exception) -> int:
+    """Alone, print the trace. A worker says what happened in a line and leaves the trace to the launcher."""
+    trace = "".join(traceback.format_exception(error))
+    if not _report(FAILED, trace):
+        print(trace, file=sys.stderr, flush=True)
+        return FAILED
+    from dgpt import runtime
+
+    print(f"rank {runtime.rank()}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(FAILED)  # the destructors of process groups may wait for ranks that are gone
+
+
+def _report(code: int, message: str) -> bool:
+    """Leave a report, if a launcher waits for one."""
+    from dgpt import runtime  # it imports torch: not for `dgpt --help`
+
+    path = runtime.report_file()
+    if path is None:
+        return False
+    now = time.time()
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(asdict(Report(runtime.rank(), code, message, now, int(now)))), encoding="utf-8")
+    temporary.replace(path)
+    return True
+
+
+def read_reports(folder: Path) -> dict[int, Report]:
+    """The reports below torchrun's log folder, by rank, of its last attempt to run the workers."""
+    attempts = sorted(folder.glob("*/attempt_*"), key=lambda path: int(path.name.removeprefix("attempt_")))
+    paths = attempts[-1].glob("*/error.json") if attempts else ()
+    found = (Report(**json.loads(path.read_text(encoding="utf-8"))) for path in paths)
+    return {report.rank: report for report in found}

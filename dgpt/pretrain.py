@@ -1,0 +1,208 @@
+"""`dgpt pretrain`: a config becomes components, and the components a trained model."""
+
+import hashlib
+import math
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dgpt import runtime as processes
+from dgpt.checkpoint.format import MeshEntry, Meta
+from dgpt.checkpoint.save import Checkpointer
+from dgpt.config import RunConfig, to_toml
+from dgpt.data.loader import Batch, ValidationLoader
+from dgpt.data.tokenizer import save_tokenizer
+from dgpt.errors import TrainingError
+from dgpt.model.flops import flops_per_token, parameter_count, peak_flops
+from dgpt.outcome import DONE, STOPPED
+from dgpt.parallel.engine import Engine, build_engine
+from dgpt.parallel.mesh import Mesh
+from dgpt.preview import preview
+from dgpt.resume import describe, resume
+from dgpt.runtime import Runtime
+from dgpt.setup import Setup, check
+from dgpt.train.console import Console
+from dgpt.train.loop import Losses, Work, train
+from dgpt.train.metrics import Monitor
+from dgpt.train.profile import Profiler
+from dgpt.train.stop import Stopper
+from dgpt.train.timing import Timings
+
+
+def pretrain(config: RunConfig) -> int:
+    """Train the run on this process and its peers; returns the exit code: done, or stopped after a save.
+
+    Raises UserError before the first collective, and TrainingError when a loss is not finite.
+    """
+    runtime = processes.identify()
+    setup = check(config, runtime)
+    torch.set_float32_matmul_precision(config.precision.float32_matmul)
+    processes.join(runtime, config.parallel.timeout_seconds)
+    try:
+        return Pretraining(setup, runtime).run()
+    finally:
+        processes.finish()
+
+
+class Pretraining:
+    """The components of a run on one rank, and what the loop asks of them."""
+
+    def __init__(self, setup: Setup, runtime: Runtime) -> None:
+        self.setup, self.runtime, self.config = setup, runtime, setup.config
+        self.mesh = Mesh(setup.dims, runtime.rank)
+        self.run_dir = Path(self.config.run_dir)
+        self.engine: Engine = build_engine(self.config, setup.plan, self.mesh, runtime.device, setup.dtype)
+        if runtime.is_main:
+            self._fill_run_dir()
+        self.checkpointer = Checkpointer(
+            self.run_dir, runtime.rank,
+            MeshEntry(world_size=runtime.world_size, dp_size=self.mesh.dp_size, tp=self.mesh.tp_size,
+                      zero_stage=self.config.parallel.zero_stage),
+            self._attempt(), keep_last=self.config.checkpoint.keep_last, keep_every=self.config.checkpoint.keep_every,
+        )  # fmt: skip
+        self.found = resume(setup, self.engine, runtime)
+        self.start_step = self.found.manifest.step if self.found else 0
+        self.validation = ValidationLoader(
+            setup.val_data, seq_len=self.config.model.seq_len, micro_batch_size=setup.plan.micro_batch_size,
+            dp_rank=self.mesh.dp_rank, dp_size=self.mesh.dp_size, max_samples=self.config.training.eval_samples,
+            reset_at_document=self.config.data.reset_at_document,
+        )  # fmt: skip
+
+    def _fill_run_dir(self) -> None:
+        """A run folder describes itself: its settings, and the tokenizer that reads its model."""
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        (self.run_dir / "config.toml").write_text(to_toml(self.config), encoding="utf-8")
+        (self.run_dir / "tokenizer").mkdir(exist_ok=True)
+        save_tokenizer(self.setup.tokenizer, self.run_dir / "tokenizer")
+
+    def run(self) -> int:
+        total, is_main = self.config.training.steps, self.runtime.is_main
+        timings = Timings()
+        stopper = Stopper(self.run_dir, is_main=is_main, world_size=self.runtime.world_size, device=self.runtime.device)
+        with stopper, Console(total_steps=total, start_step=self.start_step, enabled=is_main) as self.console:
+            self._say_hello()
+            self.monitor = self._monitor()
+            self.monitor.log_text("config", to_toml(self.config), self.start_step)
+            try:
+                profiler = Profiler(
+                    self.config.logging.profile_steps, self.run_dir, rank=self.runtime.rank, device=self.runtime.device
+                )
+                done = train(self.config, self.engine, self._work(), self.monitor, stopper, profiler, timings,
+                             self.start_step)  # fmt: skip
+            finally:
+                self.checkpointer.wait()
+                self.monitor.close()
+        return self._say_goodbye(done, stopper.reason)
+
+    def _work(self) -> Work:
+        return Work(
+            batches=lambda step: map(self._to_device, self.setup.loader.step(step)),
+            seed=self._seed_dropout,
+            mean=self._mean,
+            explain=self._explain,
+            position=lambda step: self.setup.loader.position(step)[:2],
+            evaluate=self._evaluate,
+            sample=self._sample,
+            save=self._save,
+        )
+
+    def _to_device(self, batch: Batch) -> Batch:
+        return batch.to(self.runtime.device)
+
+    def _seed_dropout(self, step: int, micro_step: int) -> None:
+        """So that resumed = uninterrupted without saving generators: alike on all TP ranks, other on each DP rank."""
+        if self.config.model.dropout:
+            key = f"{self.config.seed}/{step}/{micro_step}/{self.mesh.dp_rank}"
+            torch.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1)
+
+    def _mean(self, x: Tensor) -> Tensor:
+        return self._sum(x.clone()) / self.mesh.dp_size
+
+    def _sum(self, x: Tensor) -> Tensor:
+        """Over the data parallel ranks, in place."""
+        if self.mesh.distributed:
+            dist.all_reduce(x, group=self.mesh.dp_group)
+        return x
+
+    def _explain(self, step: int, losses: Losses) -> TrainingError:
+        """What every rank knows about a step that is not finite."""
+        bad = [samples for loss, samples in losses if not math.isfinite(float(loss))]
+        found = [f"rank {self.runtime.rank}: loss is not finite on samples {', '.join(map(str, s))}" for s in bad]
+        everywhere: list[list[str]] = [found]
+        if self.mesh.distributed:
+            everywhere = [[] for _ in range(self.runtime.world_size)]
+            dist.all_gather_object(everywhere, found)
+        lines = [line for rank in everywhere for line in rank] or ["every loss is finite: a gradient overflowed"]
+        return TrainingError(
+            f"step {step + 1}: the gradient is not finite\n  "
+            + "\n  ".join(lines)
+            + "\n  rule: the run stops at once, "
+            "on all ranks, and saves nothing of it\n  fix:  lower optimizer.lr or lengthen the warmup, look at these "
+            "samples (`dgpt prepare FILE --inspect`), then start again: it resumes from its newest checkpoint"
+        )
+
+    def _evaluate(self, done: int) -> None:
+        if not len(self.validation):
+            self.console.print(f"no validation: {self.validation.why_empty}")
+            return
+        self.engine.model.eval()
+        sums = torch.zeros(2, dtype=torch.float64, device=self.runtime.device)  # of loss x rows, of rows
+        with torch.no_grad():
+            for batch in map(self._to_device, self.validation):
+                loss = self.engine(batch.tokens, batch.targets, batch.documents)
+                sums += torch.stack((loss.double() * batch.valid, torch.full_like(sums[0], batch.valid)))
+        self.engine.model.train()
+        loss_sum, rows = self._sum(sums).tolist()
+        self.monitor.log_eval(done, loss_sum / rows)
+
+    def _sample(self, done: int) -> None:
+        text = preview(self.engine, self.setup.tokenizer, self.config, self.runtime.device)
+        self.monitor.log_text("sample", text, done)
+
+    def _save(self, done: int, loss: float) -> None:
+        samples = done * self.setup.plan.global_batch_size
+        meta = Meta(
+            tokens=samples * self.config.model.seq_len, samples=samples, loss=loss, data_hash=self.setup.data_hash,
+            tokenizer_hash=self.setup.tokenizer.hash, config=self.config.model_dump(mode="json"),
+        )  # fmt: skip
+        self.checkpointer.save(done, self.engine.fragments(), meta)
+
+    def _attempt(self) -> str:
+        """A name of this start that all ranks share."""
+        name = [f"{time.time_ns():x}"]
+        if self.mesh.distributed:
+            dist.broadcast_object_list(name, src=0)
+        return name[0]
+
+    def _monitor(self) -> Monitor:
+        config, device = self.config, self.runtime.device
+        kind = {torch.bfloat16: "bf16", torch.float32: "fp32"}[self.setup.dtype]
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+        return Monitor(
+            config, run_dir=self.run_dir, is_main=self.runtime.is_main, start_step=self.start_step,
+            tokens_per_step=config.training.global_batch_size * config.model.seq_len,
+            flops_per_token=flops_per_token(config.model), world_size=self.runtime.world_size, device=device,
+            console=self.console, peak_flops=peak_flops(name, kind),  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def _say_hello(self) -> None:
+        config, plan, dims = self.config, self.setup.plan, self.setup.dims
+        epochs = self.setup.loader.position(config.training.steps).epoch
+        lines = (
+            f"model: {config.model.shape}, {parameter_count(config.model) / 1e6:,.1f}M parameters, {self.setup.dtype}",
+            f"topology: {dims.world_size} ranks = dp {dims.dp} x tp {dims.tp}, ZeRO {config.parallel.zero_stage}",
+            f"batch: {plan.global_batch_size} x {config.model.seq_len} tokens in {plan.grad_accum_steps} micro steps",
+            f"data: {self.setup.train_data.n_tokens:,} tokens in {config.data.path}, {epochs:.2f} epochs of them",
+            *describe(self.setup, self.found),
+        )
+        for line in lines:
+            self.console.print(line)
+
+    def _say_goodbye(self, done: int, reason: str) -> int:
+        if self.runtime.is_main:
+            stopped = f"stopped by {reason} at step {done}, saved; the same command goes on from here"
+            print(stopped if reason else f"finished: step {done}, {self.run_dir}", flush=True)
+        return STOPPED if done < self.config.training.steps else DONE

@@ -1,0 +1,129 @@
+"""Everything that can be wrong with a run, found before the first collective and alike on every rank."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dgpt.checkpoint.compatible import check_model
+from dgpt.checkpoint.find import Found, find_latest
+from dgpt.config import BatchPlan, RunConfig, batch_plan, parse_config
+from dgpt.data.loader import Loader
+from dgpt.data.shards import TokenData, open_split, read_index
+from dgpt.data.tokenizer import Tokenizer, load_tokenizer
+from dgpt.errors import UserError
+from dgpt.parallel.engine import check_engine
+from dgpt.parallel.mesh import ParallelDims
+from dgpt.runtime import Runtime, has_fast_bf16
+
+# A change of these would silently change which samples a resumed run sees at a step.
+DATA_ORDER = ("seed", "model.seq_len", "training.global_batch_size", "data.reset_at_document")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run that can start: the resolved config and what was opened to check it."""
+
+    config: RunConfig  # with model.vocab_size filled in
+    dims: ParallelDims
+    plan: BatchPlan
+    dtype: torch.dtype
+    train_data: TokenData
+    val_data: TokenData
+    loader: Loader
+    tokenizer: Tokenizer
+    data_hash: str
+    found: Found | None
+
+
+def check(config: RunConfig, runtime: Runtime) -> Setup:
+    """Open data and tokenizer, and the newest checkpoint's manifest. Raises UserError for what cannot work."""
+    dims = ParallelDims(runtime.world_size, config.parallel.tp)
+    plan = batch_plan(config, dims.dp)
+    dtype = compute_dtype(config, runtime.device)
+    check_engine(config, dims, dtype)
+    folder = Path(config.data.path)
+    tokenizer = load_tokenizer(folder)
+    weights = [source.weight for source in config.data.sources]
+    train_data, val_data = (open_split(folder, split, weights=weights) for split in ("train", "val"))
+    train_data.check_tokenizer(tokenizer)
+    config = with_vocab(config, train_data)
+    loader = Loader(train_data, seq_len=config.model.seq_len, seed=config.seed, plan=plan,
+                    dp_rank=dims.dp_rank(runtime.rank), reset_at_document=config.data.reset_at_document)  # fmt: skip
+    check_writable(Path(config.run_dir))
+    data_hash = hash_of_data(folder)
+    found = find_latest(config.run_dir)
+    if found:
+        check_model(found, config)
+        check_same_data(found, config, data_hash)
+    return Setup(config, dims, plan, dtype, train_data, val_data, loader, tokenizer, data_hash, found)
+
+
+def compute_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
+    """bf16 or fp32; precision.dtype = 'auto' asks the device."""
+    name = config.precision.dtype
+    if name == "auto":
+        name = "bf16" if has_fast_bf16(device) else "fp32"
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
+
+
+def with_vocab(config: RunConfig, data: TokenData) -> RunConfig:
+    """The config with the vocabulary of the data. Raises UserError if it names another, or if tp does not divide it."""
+    if config.model.vocab_size not in (0, data.vocab_size):
+        raise UserError(
+            f"model.vocab_size = {config.model.vocab_size}, but the tokenizer of '{data.path}' has {data.vocab_size}",
+            rule="the model has one row for each token of the data",
+            fix=f"set model.vocab_size={data.vocab_size}, or 0 to take it from the data",
+        )
+    values = config.model_dump(mode="json")
+    values["model"]["vocab_size"] = data.vocab_size
+    return parse_config(values, f"with the vocabulary of {data.path}")
+
+
+def hash_of_data(folder: Path) -> str:
+    """Identity of prepared data: of all its files by name and content."""
+    files = {name: record["sha256"] for name, record in read_index(folder)["files"].items()}
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def check_writable(run_dir: Path) -> None:
+    """Raises UserError if the run folder cannot be made or written to."""
+    existing = next(path for path in (run_dir.absolute(), *run_dir.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(
+            f"run_dir = '{run_dir}' cannot be written: no permission at '{existing}'",
+            rule="a run writes its config, metrics and checkpoints there",
+            fix="set run_dir to a folder of yours, or change the permissions",
+        )
+
+
+def check_same_data(found: Found, config: RunConfig, data_hash: str) -> None:
+    """Raises UserError if the run would go on with other data or in another order than its checkpoint."""
+    meta = found.manifest.meta
+    if meta.data_hash != data_hash:
+        raise UserError(
+            f"data.path = '{config.data.path}' holds other data ({data_hash[:12]}) than the checkpoint "
+            f"{found.folder} was trained on ({meta.data_hash[:12]})",
+            rule="a resumed run sees the samples that the uninterrupted run would have seen",
+            fix="give the data of this run, or start a new run_dir",
+        )
+    then, now = flat(meta.config), flat(config.model_dump(mode="json"))
+    for name in (*DATA_ORDER, *(name for name in now if name.startswith("data.sources") and name.endswith("weight"))):
+        if then.get(name) != now[name]:
+            raise UserError(
+                f"{name} = {now[name]} now, {then.get(name)} in the checkpoint {found.folder}",
+                rule="it decides which samples a step sees, and a resumed run goes on where it stood",
+                fix=f"set {name}={then.get(name)}, or start a new run_dir",
+            )
+
+
+def flat(values: object, prefix: str = "") -> dict[str, object]:
+    """A nested config as dotted names."""
+    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else None
+    if items is None:
+        return {prefix: values}
+    dotted = ((f"{prefix}.{key}" if prefix else str(key), value) for key, value in items)
+    return {name: leaf for path, value in dotted for name, leaf in flat(value, path).items()}

@@ -1,0 +1,52 @@
+"""metrics.jsonl: one JSON object per line, in the order of the steps, whatever happened to the process before."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+
+class RowFile:
+    """Appends rows to `path`, after dropping what a resumed run will write again."""
+
+    def __init__(self, path: Path, start_step: int) -> None:
+        """Keep the rows up to `start_step`; rows beyond it and a line torn by kill -9 go, in one atomic replacement."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _rewrite(path, start_step)
+        self._file = path.open("a", encoding="utf-8")
+
+    def add(self, points: Mapping[str, float], step: int) -> None:
+        """Append one row: step, Unix time in seconds, and the points; an infinite or undefined value becomes null."""
+        row = {"step": step, "time": round(time.time(), 3)}
+        finite = {name: value if math.isfinite(value) else None for name, value in points.items()}
+        self._file.write(json.dumps({**row, **finite}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_rows(path: Path) -> Iterator[dict[str, float | None]]:
+    """The rows of a metrics.jsonl, without a line that is torn."""
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                row = json.loads(line) if line.endswith(b"\n") else None
+            except ValueError:
+                row = None
+            if isinstance(row, dict):
+                yield row
+
+
+def _rewrite(path: Path, start_step: int) -> None:
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        for row in read_rows(path):
+            if (row.get("step") or 0) <= start_step:
+                file.write(json.dumps(row) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,91 @@
+"""Stopping all ranks at the same step: on a signal, or when the file run_dir/stop appears."""
+
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Self
+
+import torch
+import torch.distributed as dist
+
+REASONS = ("", "the stop file", "SIGINT", "SIGUSR1", "SIGTERM")  # ranks agree on the largest index that one of them has
+FILE_CHECK_SECONDS = 1.0  # a look at a shared file system after every step would be too many
+
+
+class Stopper:
+    """Whether the run shall save and end; `with Stopper(...) as stopper:` catches the signals.
+
+    SIGTERM, SIGUSR1 and the first SIGINT only set a flag, so any number of them during the save does no harm; a second
+    SIGINT (Ctrl-C twice) interrupts at once. Rank 0 also looks for run_dir/stop, and removes it when it is obeyed.
+    Once a stop was asked for, the signals stay caught until the process ends.
+    """
+
+    def __init__(self, run_dir: Path, *, is_main: bool, world_size: int, device: torch.device) -> None:
+        self._file = run_dir / "stop" if is_main else None
+        self._next_look = 0.0
+        self._world_size = world_size
+        self._device = device
+        self._asked = 0  # what this rank was asked for, an index in REASONS
+        self._interrupts = 0
+        self._agreed = 0
+        self._posted: tuple[torch.Tensor, dist.Work | None] | None = None
+        self._before: dict[signal.Signals, signal._HANDLER] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._collect()  # no rank leaves while another still needs its answer
+        saved = kind is None and self._agreed
+        for number, handler in self._before.items():
+            signal.signal(number, signal.SIG_IGN if saved else handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1:
+            raise KeyboardInterrupt
+        self._asked = max(self._asked, REASONS.index(signal.Signals(number).name))
+
+    @property
+    def reason(self) -> str:
+        """What the ranks agreed to stop for; empty while they have not."""
+        return REASONS[self._agreed]
+
+    def agreed(self) -> bool:
+        """Whether all ranks stop here; every rank calls it once, at the end of every step.
+
+        The ranks take the maximum of their flags by an all-reduce that is posted at one step and read at the next, so
+        that no host and no device waits for it: with several ranks a stop comes one step after the flag.
+        """
+        self._look_for_file()
+        self._agreed = self._asked if self._world_size == 1 else self._exchange()
+        if self._agreed and self._file:
+            self._file.unlink(missing_ok=True)
+        return self._agreed > 0
+
+    def _exchange(self) -> int:
+        previous = self._collect()
+        flag = torch.tensor(self._asked, dtype=torch.int32, device=self._device)
+        self._posted = flag, dist.all_reduce(flag, op=dist.ReduceOp.MAX, async_op=True)
+        return previous
+
+    def _collect(self) -> int:
+        """The maximum that was posted last, waiting for the ranks that have not posted theirs."""
+        if self._posted is None:
+            return 0
+        flag, work = self._posted
+        self._posted = None
+        if work is not None:
+            work.wait()
+        return int(flag.item())
+
+    def _look_for_file(self) -> None:
+        now = time.monotonic()
+        if self._file and not self._asked and now >= self._next_look:
+            self._next_look = now + FILE_CHECK_SECONDS
+            if self._file.exists():
+                self._asked = REASONS.index("the stop file")

@@ -1,0 +1,75 @@
+"""Old checkpoints go, but never the last good one, and never by halves."""
+
+import os
+
+import pytest
+
+from dgpt.checkpoint import files, find_latest
+
+
+class Killed(BaseException):
+    """Ends a writer thread where a killed process would have ended."""
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "keep_every", "kept"),
+    [(1, 0, [7]), (3, 0, [5, 6, 7]), (2, 3, [3, 6, 7]), (1, 2, [2, 4, 6, 7]), (9, 0, [1, 2, 3, 4, 5, 6, 7])],
+)
+def test_what_pruning_keeps(keep_last, keep_every, kept, topology, job, state):
+    one = job(topology(1, 1, 1), keep_last=keep_last, keep_every=keep_every)
+    for step in range(1, 8):
+        one.save(step, state(seed=1))
+    assert one.steps == kept
+    assert one.leftovers == []
+
+
+def test_damaged_checkpoints_neither_count_nor_go(tmp_path, topology, job, state):
+    one = job(topology(1, 1, 1), keep_last=2)
+    for step in (1, 2):
+        one.save(step, state(seed=1))
+    os.truncate(tmp_path / "checkpoints" / "step_00000002" / "rank_00000.safetensors", 10)
+    one.save(3, state(seed=1))
+    assert one.steps == [1, 2, 3]
+    one.save(4, state(seed=1))
+    assert one.steps == [2, 3, 4]
+
+
+def test_after_going_back_new_checkpoints_are_not_pruned_in_favour_of_later_steps(topology, job, state):
+    job(topology(1, 1, 1)).save(100, state(seed=1))
+    again = job(topology(1, 1, 1), attempt="a2", keep_last=1)
+    for step in (50, 51):
+        again.save(step, state(seed=1))
+    assert again.steps == [51, 100]
+
+
+def test_killed_while_pruning_leaves_no_half_checkpoint(monkeypatch, tmp_path, topology, job, state):
+    one = job(topology(1, 1, 1), keep_last=1)
+    one.save(1, state(seed=1))
+
+    def rmtree(path, ignore_errors=False):
+        if not ignore_errors:
+            (path / "manifest.json").unlink()
+            raise Killed
+
+    monkeypatch.setattr(files.shutil, "rmtree", rmtree)
+    with pytest.raises(Killed):
+        one.save(2, state(seed=1))
+    monkeypatch.undo()
+    assert one.leftovers == ["step_00000001.tmp-deleted-a1"]
+    assert find_latest(tmp_path).skipped == ()
+    job(topology(1, 1, 1), attempt="a2")
+    assert (one.steps, one.leftovers) == ([2], [])
+
+
+def test_failed_pruning_is_said_and_the_checkpoint_counts(monkeypatch, tmp_path, topology, job, state):
+    one = job(topology(1, 1, 1), keep_last=1)
+    one.save(1, state(seed=1))
+
+    def rmtree(path, ignore_errors=False):
+        if not ignore_errors:
+            raise OSError(16, "Device or resource busy")
+
+    monkeypatch.setattr(files.shutil, "rmtree", rmtree)
+    one.save(2, state(seed=1))
+    assert one.said == ["an old checkpoint could not be deleted: [Errno 16] Device or resource busy"]
+    assert one.ranks[0].saved_step == 2

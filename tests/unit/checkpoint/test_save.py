@@ -1,0 +1,282 @@
+"""Saving: in the background, all or nothing, and nothing lost when it fails."""
+
+import resource
+import threading
+
+import pytest
+import torch
+
+from dgpt.checkpoint import Checkpointer, CheckpointError, files, find_latest, load, verify
+from dgpt.config import RunConfig
+
+
+class Killed(BaseException):
+    """Ends a writer thread where a killed process would have ended: no except clause of dgpt sees it."""
+
+
+@pytest.fixture
+def fail_writes(monkeypatch):
+    """fail_writes(name): writing the file of that name raises OSError, or another error."""
+    real, failing = files.write_hashed, {}
+
+    def write_hashed(path, chunks):
+        for name, error in failing.items():
+            if path.name.startswith(name):
+                raise error
+        return real(path, chunks)
+
+    def start(name, error=None):
+        failing[name] = error or OSError(28, "No space left on device")
+        return failing
+
+    monkeypatch.setattr(files, "write_hashed", write_hashed)
+    return start
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """Holds every write until `set`."""
+    real, opened = files.write_hashed, threading.Event()
+
+    def write_hashed(path, chunks):
+        assert opened.wait(timeout=30)
+        return real(path, chunks)
+
+    monkeypatch.setattr(files, "write_hashed", write_hashed)
+    yield opened
+    opened.set()
+
+
+def test_save_returns_after_the_copy_and_writes_what_was_there_then(gate, tmp_path, topology, job, state, meta):
+    one = job(topology(1, 1, 1))
+    saved = state(seed=1)
+    live = one.topology.cut(saved)[0]
+    one.ranks[0].save(1, live, meta())  # returns although nothing can be written
+    assert find_latest(tmp_path) is None
+    assert one.ranks[0].saved_step is None
+    for fragment in live:
+        fragment.tensor.zero_()
+    gate.set()
+    one.wait()
+    assert one.ranks[0].saved_step == 1
+    load(find_latest(tmp_path), live, RunConfig())
+    assert all(torch.equal(a.tensor, b.tensor) for a, b in zip(live, one.topology.cut(saved)[0], strict=True))
+
+
+def test_next_save_waits_for_the_one_that_is_running(gate, topology, job, state, meta):
+    one = job(topology(1, 1, 1))
+    fragments = one.topology.cut(state(seed=1))[0]
+    one.ranks[0].save(1, fragments, meta())
+    timer = threading.Timer(0.2, gate.set)
+    timer.start()
+    one.ranks[0].save(2, fragments, meta())
+    assert gate.is_set()
+    assert one.ranks[0].saved_step == 1
+    one.wait()
+    timer.join()
+    assert one.steps == [1, 2]
+
+
+def test_host_buffer_is_allocated_once(monkeypatch, topology, job, state):
+    sizes, real = [], torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, **options: sizes.append(shape) or real(*shape, **options))
+    one = job(topology(1, 1, 1))
+    for step in range(3):
+        one.save(step, state(seed=step))
+    assert [size for size in sizes if size != (0,)] == [(sum(t.nbytes for t in state(seed=0).values()),)]
+
+
+def test_meta_is_kept(tmp_path, topology, job, state, meta):
+    both = job(topology(1, 2, 2))
+    both.save(12, state(seed=1))
+    manifest = find_latest(tmp_path).manifest
+    assert (manifest.step, manifest.meta, manifest.mesh) == (12, meta(), both.topology.mesh)
+    assert manifest.torch == torch.__version__
+
+
+@pytest.mark.parametrize(
+    "name", ["rank_00000.safetensors", "rank_00001.safetensors", "manifest.json", "manifest.sha256"]
+)
+def test_failed_write_aborts_on_all_ranks_and_the_run_goes_on(name, fail_writes, tmp_path, topology, job, state):
+    both = job(topology(1, 2, 1))
+    both.save(1, state(seed=1))
+    failing = fail_writes(name)
+    both.save(2, state(seed=2))
+    assert both.steps == [1]
+    assert both.leftovers == []
+    assert [c.saved_step for c in both.ranks] == [1, 1]
+    assert len(both.said) == 2
+    assert all("CHECKPOINT NOT SAVED at step 2" in text for text in both.said)
+    assert "No space left on device" in both.said[0]
+    failing.clear()
+    both.save(3, state(seed=3))
+    assert both.steps == [1, 3]
+    assert verify(tmp_path / "checkpoints" / "step_00000003") == []
+
+
+def test_third_failure_in_a_row_raises_on_every_rank(fail_writes, tmp_path, topology, job, state):
+    both = job(topology(1, 2, 1))
+    failing = fail_writes("rank_00001.safetensors")
+    for step in (1, 2):
+        both.save(step, state(seed=1))
+    failing.clear()
+    both.save(3, state(seed=1))  # a success in between starts the count again
+    fail_writes("rank_00001.safetensors")
+    for step in (4, 5):
+        both.save(step, state(seed=1))
+    for checkpointer, fragments in zip(both.ranks, both.topology.cut(state(seed=1)), strict=True):
+        checkpointer.save(6, fragments, find_latest(tmp_path).manifest.meta)
+    for checkpointer in both.ranks:
+        with pytest.raises(CheckpointError, match="failure 3 in a row"):
+            checkpointer.wait()
+    assert both.steps == [3]
+
+
+def test_disk_that_stops_in_the_middle_of_a_file(topology, job, state):
+    """A real error of the kernel: the process may write no file longer than 6000 bytes."""
+    one = job(topology(1, 1, 1))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, hard))
+    try:
+        one.save(1, state(seed=1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "File too large" in one.said[0]
+    assert (one.steps, one.leftovers) == ([], [])
+
+
+def test_folder_that_cannot_be_made(tmp_path, topology, job, state):
+    both = job(topology(1, 2, 1))
+    (tmp_path / "checkpoints").write_text("a file is in the way")
+    both.save(1, state(seed=1))
+    assert len(both.said) == 2
+    assert all("rank_0000" in text for text in both.said)
+
+
+def test_rank_that_never_reports_is_named(topology, job, state, meta):
+    both = job(topology(1, 2, 1), stall_seconds=0.2)
+    both.ranks[0].save(1, both.topology.cut(state(seed=1))[0], meta())
+    both.wait()
+    assert "no report from rank 1" in both.said[0]
+    assert both.leftovers == []
+
+
+def test_rank_0_that_never_commits_is_noticed(topology, job, state, meta):
+    both = job(topology(1, 2, 1), stall_seconds=0.1)
+    both.ranks[1].save(1, both.topology.cut(state(seed=1))[1], meta())
+    both.wait()
+    assert "rank 0 did not commit" in both.said[0]
+
+
+def test_fragments_that_do_not_make_a_whole_are_not_committed(topology, job, state, meta):
+    both = job(topology(1, 2, 1))
+    first, second = both.topology.cut(state(seed=1))
+    both.ranks[0].save(1, [f for f in first if f.name != "q.weight"], meta())
+    both.ranks[1].save(1, second, meta())
+    both.wait()
+    assert "the ranks' fragments do not make a whole" in both.said[0]
+    assert "weight of 'q.weight', part 0 of 1: elements [0, 13) are missing" in both.said[0]
+    assert both.steps == []
+
+
+def test_ranks_that_contradict_each_other_are_not_committed(topology, job, state, meta):
+    both = job(topology(1, 2, 1))
+    saved = state(seed=1)
+    both.ranks[0].save(1, both.topology.cut(saved)[0], meta())
+    both.ranks[1].save(1, both.topology.cut({k: t.to(torch.bfloat16) for k, t in saved.items()})[1], meta())
+    both.wait()
+    assert "contradict each other" in both.said[0]
+    assert both.steps == []
+
+
+@pytest.mark.parametrize("name", ["rank_00000.safetensors", "rank_00000.json", "manifest.json", "manifest.sha256"])
+def test_killed_while_writing_does_not_exist_and_is_cleaned(name, fail_writes, tmp_path, topology, job, state):
+    one = job(topology(1, 1, 1))
+    one.save(1, state(seed=1))
+    fail_writes(name, Killed())
+    with pytest.raises(Killed):
+        one.save(2, state(seed=2))
+    assert one.leftovers == ["step_00000002.tmp-a1"]
+    assert find_latest(tmp_path).manifest.step == 1
+    job(topology(1, 1, 1), attempt="a2")
+    assert one.leftovers == []
+
+
+@pytest.mark.parametrize("renames_before", [0, 1, 2])
+def test_killed_while_replacing_a_checkpoint_of_the_same_step(
+    renames_before, monkeypatch, tmp_path, topology, job, state
+):
+    """Old away, new in, old deleted: killed at any of them, a whole checkpoint of that step is there."""
+    one = job(topology(1, 1, 1))
+    one.save(1, state(seed=1))
+    real, done = files.Path.rename, []
+
+    def rename(path, target):
+        if path.is_dir():
+            if len(done) == renames_before:
+                raise Killed
+            done.append(path)
+        return real(path, target)
+
+    monkeypatch.setattr(files.Path, "rename", rename)
+    with pytest.raises(Killed):
+        job(topology(1, 1, 1), attempt="a2").save(1, state(seed=2))
+    monkeypatch.undo()
+    job(topology(1, 1, 1), attempt="a3")
+    assert one.leftovers == []
+    found = find_latest(tmp_path)
+    assert found.manifest.attempt == ("a2" if renames_before == 2 else "a1")
+    assert verify(found.folder) == []
+
+
+def test_save_replaces_a_damaged_checkpoint_of_the_same_step(topology, job, state):
+    both = job(topology(1, 2, 1))
+    folder = both.save(1, state(seed=1))
+    (folder / "rank_00000.safetensors").write_bytes(b"")
+    job(topology(1, 2, 1), attempt="a2").save(1, state(seed=2))
+    assert verify(folder) == []
+    assert both.leftovers == []
+
+
+def test_poll_reports_without_waiting(gate, fail_writes, topology, job, state, meta):
+    one = job(topology(1, 1, 1))
+    one.ranks[0].save(1, one.topology.cut(state(seed=1))[0], meta())
+    one.ranks[0].poll()
+    assert one.ranks[0].saved_step is None
+    gate.set()
+    deadline = threading.Event()
+    while one.ranks[0].saved_step is None and not deadline.wait(0.01):
+        one.ranks[0].poll()
+    assert one.ranks[0].saved_step == 1
+
+
+def test_poll_leaves_the_raising_to_the_points_where_all_ranks_meet(fail_writes, topology, job, state, meta):
+    one = job(topology(1, 1, 1))
+    fail_writes("rank_00000.safetensors")
+    for step in (1, 2):
+        one.save(step, state(seed=1))
+    one.ranks[0].save(3, one.topology.cut(state(seed=1))[0], meta())
+    while len(one.said) < 3:
+        one.ranks[0].poll()
+    with pytest.raises(CheckpointError, match="failure 3 in a row"):
+        one.ranks[0].save(4, [], meta())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_tensors_on_a_gpu_are_copied_before_save_returns(gate, tmp_path, topology, job, state, meta):
+    one = job(topology(1, 1, 1))
+    saved = {key: tensor.cuda() for key, tensor in state(seed=1).items()}
+    live = one.topology.cut(saved)[0]
+    one.ranks[0].save(1, live, meta())
+    for fragment in live:
+        fragment.tensor.zero_()
+    gate.set()
+    one.wait()
+    load(find_latest(tmp_path), live, RunConfig())
+    assert all(torch.equal(a.tensor, b.tensor) for a, b in zip(live, one.topology.cut(saved)[0], strict=True))
+
+
+def test_attempt_that_cannot_be_a_name_is_refused(tmp_path, topology):
+    with pytest.raises(ValueError, match=r"attempt = '\.\./x' is not"):
+        Checkpointer(tmp_path, 0, topology(1, 1, 1).mesh, "../x")

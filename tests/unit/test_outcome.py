@@ -1,0 +1,94 @@
+"""How a process ends by itself and as a worker, and which rank the agent blames."""
+
+import json
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dgpt import outcome, runtime
+from dgpt.agent import first_failure
+from dgpt.errors import TrainingError, UserError
+
+
+def mistake() -> int:
+    raise UserError("size = 3", rule="even", fix="2")
+
+
+def no_loss() -> int:
+    raise TrainingError("loss is nan at step 7")
+
+
+def crash() -> int:
+    raise ZeroDivisionError("by zero")
+
+
+def interrupt() -> int:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "message"),
+    [
+        (lambda: 0, 0, ""),
+        (lambda: outcome.STOPPED, 75, ""),
+        (mistake, 2, "dgpt: size = 3\n  rule: even\n  fix:  2\n"),
+        (no_loss, 1, "dgpt: loss is nan at step 7\n"),
+        (interrupt, 130, ""),
+    ],
+)
+def test_a_process_alone_prints_a_mistake_and_returns_the_code(
+    body: Any, code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert outcome.guard(body) == code
+    assert capsys.readouterr().err == message
+
+
+def test_a_crash_alone_prints_its_trace(capsys: pytest.CaptureFixture[str]) -> None:
+    assert outcome.guard(crash) == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith("Traceback")
+    assert errors.rstrip().endswith("ZeroDivisionError: by zero")
+
+
+def test_a_worker_reports_instead_and_a_stop_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "run" / "attempt_0" / "1"
+    log.mkdir(parents=True)
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(log / "error.json"))
+    monkeypatch.setenv(runtime.AGENT_PID, "1")
+    monkeypatch.setenv("RANK", "5")
+    assert outcome.guard(mistake) == 2
+    assert outcome.read_reports(tmp_path)[5].message.startswith("dgpt: size = 3")
+    assert outcome.guard(lambda: outcome.STOPPED) == 0
+    assert outcome.read_reports(tmp_path)[5].exit_code == 75
+    assert capsys.readouterr().err == ""
+
+
+def test_reports_of_an_earlier_attempt_do_not_count(tmp_path: Path) -> None:
+    for attempt in (9, 10):
+        folder = tmp_path / "run" / f"attempt_{attempt}" / "0"
+        folder.mkdir(parents=True)
+        report = {"rank": 0, "exit_code": attempt, "message": "", "time": 0.0, "timestamp": 0}
+        (folder / "error.json").write_text(json.dumps(report))
+    assert outcome.read_reports(tmp_path)[0].exit_code == 10
+
+
+@pytest.mark.parametrize(
+    ("codes", "times", "first"),
+    [
+        ({0: 1, 1: 1}, {0: 10.5, 1: 10.2}, 1),  # the earlier report
+        ({0: 1, 1: -signal.SIGKILL}, {0: 10.1}, 1),  # killed at 10.0, noticed at 10 by torchrun's clock, no report
+        ({0: 1, 1: -signal.SIGKILL}, {0: -20.0}, 0),  # hung after the failure of 0, killed 30 seconds later
+        ({0: -signal.SIGTERM, 1: 1}, {1: 11.0}, 1),  # ended by torchrun because of 1
+    ],
+)
+def test_the_first_failure_is_the_one_that_brought_the_others_down(
+    codes: dict[int, int], times: dict[int, float], first: int
+) -> None:
+    failures: Any = {rank: SimpleNamespace(exitcode=code, timestamp=10) for rank, code in codes.items()}
+    reports = {rank: outcome.Report(rank, codes[rank], "", time, int(time)) for rank, time in times.items()}
+    assert first_failure(failures, reports) == first

@@ -1,0 +1,36 @@
+"""How many processes a launch starts, and when it starts any."""
+
+import pytest
+import torch
+
+from dgpt import launch
+from dgpt.errors import UserError
+
+
+@pytest.mark.parametrize(("gpus", "nproc", "expected"), [(0, None, 1), (0, 3, 3), (4, None, 4), (4, 2, 2)])
+def test_one_process_per_gpu_or_as_asked(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, nproc: int | None, expected: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert launch.local_processes(nproc) == expected
+
+
+@pytest.mark.parametrize(("gpus", "nproc"), [(0, 0), (4, 5), (4, -1)])
+def test_a_number_that_cannot_be_started_is_refused(monkeypatch: pytest.MonkeyPatch, gpus: int, nproc: int) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with pytest.raises(UserError, match=f"--nproc = {nproc}, and this machine shows {gpus} GPUs"):
+        launch.local_processes(nproc)
+
+
+@pytest.mark.parametrize(
+    ("processes", "environment", "expected"),
+    [(1, {}, False), (2, {}, True), (1, {"NNODES": "2"}, True), (2, {"RANK": "0", "WORLD_SIZE": "2"}, False)],
+)
+def test_torchrun_is_for_several_processes_that_nobody_has_started(
+    monkeypatch: pytest.MonkeyPatch, processes: int, environment: dict[str, str], expected: bool
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "NNODES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert launch.needs_torchrun(processes) is expected

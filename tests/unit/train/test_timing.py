@@ -1,0 +1,32 @@
+"""Timings adds up what each phase took, against a clock that the test turns."""
+
+import time
+
+import pytest
+
+from dgpt.train.timing import PHASES, Timings
+
+
+def test_seconds_add_up_per_phase_and_start_again_after_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 5.0, 7.0, 10.0, 10.5])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    timings = Timings()
+    for phase in ("forward", "backward", "forward"):
+        with timings(phase):  # type: ignore[arg-type]
+            pass
+    taken = timings.take()
+    assert taken == dict.fromkeys(PHASES, 0.0) | {"forward": 1.5, "backward": 2.0}
+    assert set(timings.take().values()) == {0.0}
+
+
+def test_a_phase_that_fails_is_counted() -> None:
+    timings = Timings()
+
+    def broken() -> None:
+        with timings("data"):
+            time.sleep(0.01)
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        broken()
+    assert timings.take()["data"] >= 0.01
