@@ -26,7 +26,7 @@ def deepspeed_config(config: RunConfig, plan: BatchPlan, dtype: torch.dtype, par
         "gradient_clipping": _clipping(config, dtype),
         "bf16": {"enabled": dtype == torch.bfloat16},
         "communication_data_type": {"auto": None, "fp32": "fp32", "bf16": "bfp16"}[config.parallel.reduce_dtype],
-        "zero_optimization": _zero(config.parallel, parameters),
+        "zero_optimization": _zero(config.parallel, parameters, plan.dp_size),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": NEVER,
@@ -40,7 +40,7 @@ def _clipping(config: RunConfig, dtype: torch.dtype) -> float:
     return config.optimizer.grad_clip or float(NEVER)
 
 
-def _zero(parallel: ParallelConfig, parameters: int) -> dict[str, Any]:
+def _zero(parallel: ParallelConfig, parameters: int, dp_size: int) -> dict[str, Any]:
     bucket = parallel.bucket_tokens or min(max(parameters // 4, 2**20), 2**28)
     zero: dict[str, Any] = {
         "stage": parallel.zero_stage,
@@ -52,7 +52,11 @@ def _zero(parallel: ParallelConfig, parameters: int) -> dict[str, Any]:
     if parallel.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     if parallel.zero_stage == 3:
+        bucket = parallel.bucket_tokens or min(max(parameters // 32, 2**20), 2**28)
         zero |= {
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+            "sub_group_size": min(max(parameters // dp_size // 8, 10**7), 10**9),  # fp32 gradients held at once
             "stage3_prefetch_bucket_size": bucket,
             "stage3_param_persistence_threshold": min(10**5, max(parameters // 1000, 1)),
             "stage3_max_live_parameters": 2 * bucket,

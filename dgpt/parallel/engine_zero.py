@@ -3,6 +3,7 @@
 DeepSpeed's own checkpoints are not used; `fragments` reaches the fp32 weights and optimizer state where they lie.
 """
 
+import math
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -62,9 +63,10 @@ class ZeroEngine:
     def step(self, lr: float) -> float:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
-        norm = self._clip() if self.clips else None
+        clipped = self._clip() if self.clips else None
         self.engine.step()
-        return float(self.engine.get_global_grad_norm() if norm is None else norm)
+        norm = float(self.engine.get_global_grad_norm() if clipped is None else clipped)
+        return norm if norm >= 0 else math.nan  # DeepSpeed writes -1 for what is not finite
 
     def _clip(self) -> Tensor:
         """ZeRO 0 in fp32: the gradients are plain and summed by now; counts each part of a cut parameter once."""

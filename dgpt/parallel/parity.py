@@ -43,19 +43,14 @@ def random_batch(config: RunConfig, sample: int) -> torch.Tensor:
 
 def run_curve(config: RunConfig, runtime: Runtime, steps: int, dtype: torch.dtype) -> Curve:
     """Train `steps` steps on random tokens over all ranks of `runtime`, with the config's parallelism."""
-    dims = ParallelDims(runtime.world_size, config.parallel.tp)
-    mesh = Mesh(dims, runtime.rank)
-    plan = batch_plan(config, dims.dp)
-    engine = build_engine(config, plan, mesh, runtime.device, dtype)
-    curve = Curve([], [])
-    for step in range(steps):
-        loss, norm = _step(engine, config, mesh, runtime.device, step)
-        curve.losses.append(loss)
-        curve.grad_norms.append(norm)
-    return curve
+    mesh = Mesh(ParallelDims(runtime.world_size, config.parallel.tp), runtime.rank)
+    engine = build_engine(config, batch_plan(config, mesh.dp_size), mesh, runtime.device, dtype)
+    pairs = [random_step(engine, config, mesh, runtime.device, step) for step in range(steps)]
+    return Curve([loss for loss, _ in pairs], [norm for _, norm in pairs])
 
 
-def _step(engine: Engine, config: RunConfig, mesh: Mesh, device: torch.device, step: int) -> tuple[float, float]:
+def random_step(engine: Engine, config: RunConfig, mesh: Mesh, device: torch.device, step: int) -> tuple[float, float]:
+    """One optimizer step on random tokens: its loss over the global batch, and the gradient norm."""
     t, plan = config.training, batch_plan(config, mesh.dp_size)
     total = torch.zeros((), device=device)
     for micro_step in range(plan.grad_accum_steps):

@@ -45,6 +45,7 @@ def test_zero_3_golden() -> None:
         "allgather_bucket_size": 1000,
         "overlap_comm": False,
         "contiguous_gradients": True,
+        "sub_group_size": 10_000_000,
         "stage3_prefetch_bucket_size": 1000,
         "stage3_param_persistence_threshold": 10_000,
         "stage3_max_live_parameters": 2000,

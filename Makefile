@@ -1,0 +1,54 @@
+# make pretrain   set up, prepare the embedded corpus, train a small GPT on 2 processes, print samples
+# make test       set up, lint, type-check and test
+# make bench      the benchmarks of benchmarks/
+# Each target makes what it needs in .venv once; nothing is redone while pyproject.toml stays as it is.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+DEMO   := configs/pretrain/demo.toml
+NPROC  ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup pretrain test lint bench clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+$(VENV)/created:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else \
+	  f"dgpt needs Python 3.11 or newer, {sys.executable} is {v.major}.{v.minor}; run: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/installed: pyproject.toml $(VENV)/created
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/installed-dev: pyproject.toml $(VENV)/created
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@ $(VENV)/installed
+
+setup: $(VENV)/installed
+
+pretrain: $(VENV)/installed
+	$(BIN)/dgpt prepare $(DEMO)
+	$(BIN)/dgpt pretrain $(DEMO) --nproc $(NPROC)
+	$(BIN)/dgpt generate runs/demo "def " "class " "import " --samples 1 --max-new-tokens 80
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/shellcheck launch/*.sh .ci/run
+
+test: lint
+	$(BIN)/pytest
+
+bench: $(VENV)/installed-dev
+	$(BIN)/python -m benchmarks.tokenize
+	$(BIN)/python -m benchmarks.loader
+	$(BIN)/python -m benchmarks.train
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
