@@ -48,8 +48,8 @@ class Mesh:
         grid = torch.arange(dims.world_size).view(dims.dp, dims.tp)
         self.tp_ranks = grid[self.dp_rank].tolist()
         self.dp_ranks = grid[:, self.tp_rank].tolist()
-        self.tp_group = _own_group(grid.tolist(), rank) if dims.world_size > 1 else None
-        self.dp_group = _own_group(grid.T.tolist(), rank) if dims.world_size > 1 else None
+        self.tp_group = _own_group(grid.tolist(), rank) if self.distributed else None
+        self.dp_group = _own_group(grid.T.tolist(), rank) if self.distributed else None
 
     @property
     def distributed(self) -> bool:
@@ -88,10 +88,14 @@ class Mesh:
 
 
 def _own_group(groups: list[list[int]], rank: int) -> dist.ProcessGroup | None:
-    """Make all groups (every rank must take part in each) and return the one with `rank`."""
-    own = None
-    for ranks in groups:
-        group = dist.new_group(ranks)
-        if rank in ranks:
-            own = group
+    """The group with `rank`; every rank takes part in making each, but for those of everyone and of one.
+
+    A thousand data parallel ranks make no thousand groups together.
+    """
+    own: dist.ProcessGroup | None = dist.group.WORLD
+    if len(groups) > 1 and len(groups[0]) > 1:
+        made = [dist.new_group(ranks) for ranks in groups]
+        own = next(group for group, ranks in zip(made, groups, strict=True) if rank in ranks)
+    elif len(groups) > 1:
+        own = dist.new_group([rank], use_local_synchronization=True)
     return own
