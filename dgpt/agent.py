@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     relay = Relay()
     runtime.mark_as_agent()
     for quiet in ("elastic.multiprocessing.api", "elastic.agent.server.api", "run"):
-        logging.getLogger(f"torch.distributed.{quiet}").setLevel(logging.CRITICAL)  # _conclude says it better
+        logging.getLogger(f"torch.distributed.{quiet}").setLevel(logging.CRITICAL)  # conclude says it better
     with tempfile.TemporaryDirectory(prefix="dgpt-agent-") as folder:
         failures: Mapping[int, ProcessFailure] = {}
         try:
@@ -57,14 +57,16 @@ def main(arguments: Sequence[str]) -> int:
         except RendezvousError as error:
             _say(f"dgpt: {socket.gethostname()}: the nodes did not find each other: {error} ({error.__cause__})")
             return outcome.FAILED
-        return _conclude(failures, outcome.read_reports(Path(folder)), relay.received)
+        return conclude(failures, outcome.read_reports(Path(folder)), relay.received)
 
 
-def _conclude(failures: Mapping[int, ProcessFailure], reports: Mapping[int, outcome.Report], signals: list[int]) -> int:
+def conclude(failures: Mapping[int, ProcessFailure], reports: Mapping[int, outcome.Report], signals: list[int]) -> int:
+    """Say what the user needs to know of the end of this node's workers; the exit code for it."""
     mistakes = [report for _, report in sorted(reports.items()) if report.exit_code == outcome.MISTAKE]
     if mistakes:
-        alone = mistakes[0].rank != 0  # the node of rank 0 prints all of it, any other says where it was
-        _say(f"{socket.gethostname()}: {mistakes[0].message.splitlines()[0]}" if alone else mistakes[0].message)
+        message, node = mistakes[0].message, socket.gethostname()
+        first_node = 0 in failures  # it prints all of the message; any other says where it was
+        _say(message if first_node else f"{node}: {message.splitlines()[0]}")
         return outcome.MISTAKE
     if not failures:
         return max((report.exit_code for report in reports.values()), default=outcome.DONE)

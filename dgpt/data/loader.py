@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dgpt.config import BatchPlan
 from dgpt.data.sampler import Integers, Sampler
-from dgpt.data.shards import TokenData
+from dgpt.data.shards import SourceTokens, TokenData
 from dgpt.data.tokenizer import Tokens
 from dgpt.errors import UserError
 
@@ -61,24 +62,31 @@ class Windows:
 
     def batch(self, first: int, count: int) -> Batch:
         """Samples `first` to `first + count` as tensors."""
-        ids = torch.from_numpy(self.read(first, count).astype(np.int64))
-        tokens, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+        ids = self.read(first, count)
+        tokens, targets = (torch.from_numpy(part.astype(np.int64, order="C")) for part in (ids[:, :-1], ids[:, 1:]))
         documents = self._documents(tokens) if self.reset_at_document else None
         return Batch(tokens, targets, documents, tuple(range(first, first + count)), count)
 
     def read(self, first: int, count: int) -> Tokens:
         """Token ids, (count, T + 1) in the data type of the shards."""
-        source, start = self._locate(first, count)
         out = np.empty((count, self.seq_len + 1), self.data.dtype)
-        for s in np.unique(source):
-            out[source == s] = self.data.sources[s].gather(start[source == s], self.seq_len + 1)
+        for source, rows, starts in self._by_source(first, count):
+            out[rows] = source.gather(starts, self.seq_len + 1)
         return out
 
     def will_need(self, first: int, count: int) -> None:
         """Let the kernel fetch samples from the disk while others are trained on."""
-        source, start = self._locate(first, count)
-        for s in np.unique(source):
-            self.data.sources[s].will_need(start[source == s], self.seq_len + 1)
+        for source, _, starts in self._by_source(first, count):
+            source.will_need(starts, self.seq_len + 1)
+
+    def _by_source(self, first: int, count: int) -> Iterator[tuple[SourceTokens, slice | NDArray[np.bool_], Integers]]:
+        """Sources of the samples, each with its rows and the first token of each."""
+        source, starts = self._locate(first, count)
+        if len(self.data.sources) == 1:
+            yield self.data.sources[0], slice(None), starts
+        else:
+            for s in np.unique(source):
+                yield self.data.sources[s], source == s, starts[source == s]
 
     def _locate(self, first: int, count: int) -> tuple[Integers, Integers]:
         """Source and first token of each sample; found for LOCATED_AT_ONCE samples in one go and kept."""

@@ -99,6 +99,8 @@ def start_or_continue(job: Preparation) -> bool:
     plan = job.work / PLAN_FILE
     if plan.exists():
         refuse_other(job.folder, json.loads(plan.read_bytes()), job.identity())
+        for half_written in job.folder.rglob(".*.tmp"):
+            half_written.unlink(missing_ok=True)
         return True
     for name in job.names:
         if any((job.folder / name).glob("*.bin")):

@@ -4,7 +4,7 @@ Each step leaves only whole files, so it can be ended at any moment; the next st
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -23,7 +23,6 @@ from dgpt.data.preparation import (
 )
 from dgpt.data.shards import check_sizes, read_index
 from dgpt.data.sources import documents, units
-from dgpt.data.tokenise import UnitCounts
 from dgpt.data.tokenizer import SETTINGS_FILE, Tokenizer, load_existing, load_tokenizer
 from dgpt.data.tokenizer_training import even_sample, train_tokenizer
 from dgpt.data.work import tokenise_units
@@ -51,7 +50,8 @@ def _prepare(job: Preparation, console: Console) -> None:
     console.print(f"{'going on with' if begun else 'preparing'} {job.folder}: {', '.join(job.names)} ({size})")
     tokenizer = _tokenizer(job, console)
     counts = tokenise_units(job, console)
-    _check_train_text(job, counts)
+    if not any(unit.train_tokens for of_source in counts for unit in of_source):
+        raise _nothing_to_train_on(job)
     write_index(job, counts, tokenizer, console)
     shutil.rmtree(job.work)
 
@@ -66,6 +66,8 @@ def _tokenizer(job: Preparation, console: Console) -> Tokenizer:
     else:
         with console.status("reading text for the tokenizer"):
             sample = even_sample(_training_texts(job), settings.train_bytes)
+        if not sample:
+            raise _nothing_to_train_on(job)
         what = f"a {settings.model_type} tokenizer of {settings.vocab_size} ids on {sum(map(len, sample)) / 1e6:.1f} MB"
         with console.status(f"training {what}"):
             tokenizer = train_tokenizer(settings, sample)
@@ -90,10 +92,8 @@ def _training_texts(job: Preparation) -> Iterator[str]:
                     yield text
 
 
-def _check_train_text(job: Preparation, counts: Sequence[Sequence[UnitCounts]]) -> None:
-    held_out = sum(unit.val_documents for source in counts for unit in source)
-    if not any(unit.train_tokens for source in counts for unit in source):
-        raise UserError(f"no documents found to train on in {', '.join(job.names)} ({held_out} are held out)",
-                        rule="the sources hold text, and data.val_fraction leaves most of the documents for training",
-                        fix="give more documents; a single text file is cut into many by document_bytes of its source",
-                        )  # fmt: skip
+def _nothing_to_train_on(job: Preparation) -> UserError:
+    return UserError(f"no documents found to train on in {', '.join(job.names)}: they are empty, or all are held out",
+                     rule="the sources hold text, and data.val_fraction leaves most of the documents for training",
+                     fix="give more documents; document_bytes of a source cuts a single text file into many",
+                     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -36,15 +37,16 @@ class Reader(Protocol):
         """Texts of a block, in order."""
 
 
-def file_format(path: Path) -> str:
+def file_format(path: str | Path) -> str:
     """The suffix that names the format, under a possible .gz or .zst; '' where dgpt has no reader for it."""
-    suffixes = path.suffixes[:-1] if path.suffix in (".gz", ".zst") else path.suffixes
-    return suffixes[-1] if suffixes and suffixes[-1] in SUFFIXES else ""
+    stem, suffix = os.path.splitext(path)
+    suffix = os.path.splitext(stem)[1] if suffix in (".gz", ".zst") else suffix
+    return suffix if suffix in SUFFIXES else ""
 
 
 def reader_for(path: str, source: SourceConfig) -> Reader:
     """The reader of a file that `file_format` knows."""
-    suffix = file_format(Path(path))
+    suffix = file_format(path)
     if suffix in JSONL_SUFFIXES:
         return JsonlReader(source.field, source.encoding_errors)
     if suffix == ".parquet":

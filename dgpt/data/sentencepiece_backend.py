@@ -14,10 +14,17 @@ WHOLE = re.compile(rf"{SPACE}|[^{SPACE}]+")
 
 
 def sentencepiece_backend(model: bytes, special_tokens: tuple[str, ...]) -> Backend:
-    """Wrap a serialised ModelProto. Raises UserError where it is none, or has no byte fallback."""
+    """Wrap a serialised ModelProto. Raises UserError where it is none, is damaged, or has no byte fallback."""
+    proto = _lossless(model, special_tokens)
+    try:
+        return _wrap(model, proto)
+    except (RuntimeError, ValueError) as error:
+        raise _refuse(str(error)) from None
+
+
+def _wrap(model: bytes, proto: Any) -> Backend:
     import sentencepiece
 
-    proto = _lossless(model, special_tokens)
     processor = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
     pieces = [processor.id_to_piece(i) for i in range(processor.vocab_size())]
     from_text = [p.replace(SPACE, " ") for i, p in enumerate(pieces) if _is_from_text(processor, i)]

@@ -4,6 +4,7 @@ A unit file is a header of int64 (the fields of UnitCounts), then of the train s
 ids, then of both the lengths of the documents in tokens (int64).
 """
 
+from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from dgpt.data.sources import Unit, documents
 from dgpt.data.tokenizer import Tokenizer, Tokens, load_tokenizer
 
 SPLITS = ("train", "val")
+ENCODED_AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,13 @@ class UnitWorker:
 
     def __call__(self, unit: Unit) -> tuple[UnitCounts, int]:
         """Write the unit's file; gives its counts and the bytes on disk that it was read from."""
-        texts = documents(unit, self._settings.sources[unit.source])
         tokens: dict[bool, list[Tokens]] = {False: [], True: []}  # held out? -> ids of the documents, each with its end
         text_bytes = 0
-        for text in texts:
-            data = text.encode()
-            text_bytes += len(data)
-            held_out = is_held_out(data, self._settings.val_fraction)
-            tokens[held_out] += [self._tokenizer.encode_array(text), self._end]
+        for texts in _batches(documents(unit, self._settings.sources[unit.source])):
+            for text, ids in zip(texts, self._tokenizer.encode_arrays(texts), strict=True):
+                data = text.encode()
+                text_bytes += len(data)
+                tokens[is_held_out(data, self._settings.val_fraction)] += [ids, self._end]
         rows = sum(len(block.texts or ()) for block in unit.blocks)
         counts = self._write(unit, tokens[False], tokens[True], rows, text_bytes)
         return counts, unit.disk_bytes
@@ -77,6 +78,20 @@ class UnitWorker:
         path = unit_path(self._settings.work_folder, unit.source, unit.number)
         write_atomically(path, [np.array(astuple(counts), np.int64), *train, *val, *lengths])
         return counts
+
+
+def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
+    """Documents in groups of about ENCODED_AT_ONCE characters: calls cost less, and memory stays bounded."""
+    held: list[str] = []
+    size = 0
+    for text in texts:
+        held.append(text)
+        size += len(text)
+        if size >= ENCODED_AT_ONCE:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
 
 
 def unit_path(work_folder: Path, source: int, number: int) -> Path:

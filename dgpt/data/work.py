@@ -27,8 +27,6 @@ def tokenise_units(job: Preparation, console: Console) -> list[list[UnitCounts]]
 
 
 def _tokenise_missing(job: Preparation, console: Console) -> None:
-    for half_written in job.work.glob(".*.tmp"):
-        half_written.unlink()
     data = job.config.data
     processes = data.num_workers or len(os.sched_getaffinity(0))
     make_worker = Tokenise(job.work, data.sources, data.val_fraction)

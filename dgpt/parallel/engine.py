@@ -1,5 +1,6 @@
 """Engine: what the training loop needs of whatever holds the weights, gradients and optimizer state."""
 
+import warnings
 from typing import Protocol
 
 import torch
@@ -63,6 +64,12 @@ def check_engine(config: RunConfig, dims: ParallelDims, dtype: torch.dtype) -> N
             rule="DeepSpeed's unfused 16 bit optimizer loses the tensor parallel marks, so the gradient norm is wrong",
             fix='set parallel.zero_stage=1, or precision.dtype="fp32"',
         )
+    if config.training.compile and parallel.zero_stage == 3 and dims.world_size > 1:
+        raise UserError(
+            "training.compile = true with parallel.zero_stage = 3",
+            rule="ZeRO 3 gathers weights in hooks inside the blocks, which torch.compile would trace and compile anew",
+            fix="set training.compile=false, or parallel.zero_stage=2 with a larger parallel.tp",
+        )
     if parallel.offload_optimizer and dims.world_size == 1:
         raise UserError(
             "parallel.offload_optimizer = true with one process",
@@ -121,6 +128,8 @@ def replace_parameter(owner: torch.nn.Module, leaf: str, value: Tensor) -> None:
 def prepare_blocks(model: GPT, config: RunConfig) -> None:
     """Compile the blocks if asked, and checkpoint activations around what was compiled."""
     if config.training.compile:
+        # torch.compile looks at the gradient of a block's input, and torch warns of it.
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
         for block in model.blocks:
             block.forward = torch.compile(block.forward)
     apply_activation_checkpointing(model, config.activation_checkpointing)

@@ -78,3 +78,14 @@ def test_activation_checkpointing_changes_no_bit(
         curves.append(pool.run(curve, tp * dp, config=config))
     assert all(other == curves[0] for other in curves[1:])
     assert curves[0][0].losses != pool.run(curve, 1, config=tiny())[0].losses, "dropout had no effect"
+
+
+def test_compiled_blocks_compute_the_same_under_tp(pool: Pool) -> None:
+    expected = pool.run(curve, 1, config=tiny())[0]
+    config = tiny("training.compile=true", "activation_checkpointing.policy=full")
+    assert distance(pool, topology(config, 2, 1, sequence_parallel=True), 2, expected) < 1e-5
+
+
+def test_compile_with_zero_3_is_refused(pool: Pool) -> None:
+    with pytest.raises(RankError, match=r"training\.compile = true with parallel\.zero_stage = 3"):
+        pool.run(curve, 2, config=topology(tiny("training.compile=true"), 1, 3))

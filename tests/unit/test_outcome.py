@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from dgpt import outcome, runtime
-from dgpt.agent import first_failure
+from dgpt.agent import conclude, first_failure
 from dgpt.errors import TrainingError, UserError
 
 
@@ -92,3 +93,29 @@ def test_the_first_failure_is_the_one_that_brought_the_others_down(
     failures: Any = {rank: SimpleNamespace(exitcode=code, timestamp=10) for rank, code in codes.items()}
     reports = {rank: outcome.Report(rank, codes[rank], "", time, int(time)) for rank, time in times.items()}
     assert first_failure(failures, reports) == first
+
+
+@pytest.mark.parametrize(
+    ("codes", "shown"),
+    [
+        ({0: -signal.SIGTERM, 1: 2}, "dgpt: size = 3\n  rule: even\n"),  # rank 0 was ended before it could report
+        ({4: 2, 5: 2}, f"{socket.gethostname()}: dgpt: size = 3\n"),  # the first node prints the rest
+    ],
+)
+def test_only_the_first_node_prints_all_of_a_mistake(
+    codes: dict[int, int], shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failures: Any = {rank: SimpleNamespace(exitcode=code, timestamp=10) for rank, code in codes.items()}
+    reports = {
+        rank: outcome.Report(rank, code, "dgpt: size = 3\n  rule: even", 10.0, 10)
+        for rank, code in codes.items()
+        if code == outcome.MISTAKE
+    }
+    assert conclude(failures, reports, []) == outcome.MISTAKE
+    assert capsys.readouterr().err == shown
+
+
+def test_killed_rank_is_named_with_its_signal(capsys: pytest.CaptureFixture[str]) -> None:
+    killed: Any = SimpleNamespace(exitcode=-9, timestamp=10, pid=123, signal_name=lambda: "SIGKILL")
+    assert conclude({3: killed}, {}, []) == outcome.FAILED
+    assert capsys.readouterr().err == f"dgpt: rank 3 on {socket.gethostname()} (process 123) was killed by SIGKILL\n"

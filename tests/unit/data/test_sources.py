@@ -1,5 +1,6 @@
 """Sources are found in a fixed order, and cut into units that do not depend on who reads them."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -10,9 +11,13 @@ from dgpt.data.sources import documents, find_files, source_names, units
 from dgpt.errors import UserError
 
 
-def texts_of(source: SourceConfig, unit_bytes: int = 1000, first: int = 0, skip_rows: int = 0) -> list[list[str]]:
-    found = units(0, source, find_files(source), unit_bytes, first, skip_rows)
+def texts_by_unit(source: SourceConfig, first: int = 0, skip_rows: int = 0) -> list[list[str]]:
+    found = units(0, source, find_files(source), 1000, first, skip_rows)
     return [list(documents(unit, source)) for unit in found]
+
+
+def texts_of(source: SourceConfig) -> list[str]:
+    return list(itertools.chain.from_iterable(texts_by_unit(source)))
 
 
 @pytest.fixture
@@ -25,12 +30,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_folder_gives_its_known_visible_files_in_order(folder: Path) -> None:
-    assert sum(texts_of(SourceConfig(path=str(folder))), []) == ["in a.txt", "in b/1.md", "in b/2.txt"]
+    assert texts_of(SourceConfig(path=str(folder))) == ["in a.txt", "in b/1.md", "in b/2.txt"]
 
 
 def test_a_glob_and_a_file(folder: Path) -> None:
-    assert sum(texts_of(SourceConfig(path=f"{folder}/**/*.txt")), []) == ["in a.txt", "in b/2.txt"]
-    assert sum(texts_of(SourceConfig(path=f"{folder}/a.txt")), []) == ["in a.txt"]
+    assert texts_of(SourceConfig(path=f"{folder}/**/*.txt")) == ["in a.txt", "in b/2.txt"]
+    assert texts_of(SourceConfig(path=f"{folder}/a.txt")) == ["in a.txt"]
 
 
 def test_nothing_found_and_unknown_formats_are_refused(folder: Path) -> None:
@@ -55,9 +60,9 @@ def test_small_files_share_a_unit_and_numbers_count_up(tmp_path: Path) -> None:
 
 
 def test_names_are_folders_and_differ() -> None:
-    sources = [SourceConfig(builtin="stdlib"), SourceConfig(path="x/web data/*.jsonl.zst"), SourceConfig(path="y/books.txt"),
-               SourceConfig(path="z/books.parquet"), SourceConfig(dataset="org/set.v1"),
-               SourceConfig(name="../up", path="q.txt")]  # fmt: skip
+    sources = [SourceConfig(builtin="stdlib"), SourceConfig(path="x/web data/*.jsonl.zst"),
+               SourceConfig(path="y/books.txt"), SourceConfig(path="z/books.parquet"),
+               SourceConfig(dataset="org/set.v1"), SourceConfig(name="../up", path="q.txt")]  # fmt: skip
     assert source_names(sources) == ["stdlib", "web_data", "books", "books_2", "set", "up"]
 
 
@@ -85,14 +90,13 @@ def test_a_data_set_by_split_and_field_from_any_unit_on(
 ) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
     source = SourceConfig(dataset=str(dataset), field="body", streaming=streaming)
-    whole = texts_of(source)
-    assert sum(whole, [])[:2] == ["row 0 ", "row 1 x"]
-    assert len(sum(whole, [])) == 99  # one is empty
+    assert texts_of(source)[:2] == ["row 0 ", "row 1 x"]
+    assert len(texts_of(source)) == 99  # one is empty
     found = list(units(0, source, [], 1000))
     rows = sum(len(block.texts or ()) for unit in found[:2] for block in unit.blocks)
-    assert texts_of(source, first=2, skip_rows=rows) == whole[2:]
+    assert texts_by_unit(source, first=2, skip_rows=rows) == texts_by_unit(source)[2:]
     test = SourceConfig(dataset=str(dataset), field="body", split="test", streaming=streaming)
-    assert len(sum(texts_of(test), [])) == 5
+    assert len(texts_of(test)) == 5
 
 
 def test_data_set_mistakes_are_named(dataset: Path) -> None:

@@ -1,5 +1,6 @@
 """Round trips are exact and special tokens out of reach, whatever the text and whichever the model."""
 
+import contextlib
 import io
 import json
 from pathlib import Path
@@ -16,8 +17,8 @@ from dgpt.data.tokenizer_training import train_tokenizer
 from dgpt.errors import UserError
 
 NAMES = ("<|endoftext|>", "<|user|>", "a,b")
-FRAGMENTS = [*NAMES, "<unk>", "<s>", "<0x41>", "▁", "▁▁", " ", "  ", "\n", "\r\n", "\t", "\0", "\x1b", "▅", "⁇", "\ufeff", "\u200b",
-             "e\u0301", "🙂", "日本", "baren", " foux_x12", "."]  # fmt: skip
+FRAGMENTS = [*NAMES, "<unk>", "<s>", "<0x41>", "▁", "▁▁", " ", "  ", "\n", "\r\n", "\t", "\0", "\x1b", "▅", "⁇",
+             "\ufeff", "\u200b", "e\u0301", "🙂", "日本", "baren", " foux_x12", "."]  # fmt: skip
 any_text = st.one_of(st.text(), st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=4)).map("".join))
 property_test = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -152,6 +153,16 @@ def test_a_missing_tokenizer_file_is_named(tmp_path: Path) -> None:
         load_existing(TokenizerConfig(kind="huggingface", path=str(tmp_path / "none.json")))
     with pytest.raises(UserError, match="no tokenizer can be read"):
         load_tokenizer(tmp_path)
+
+
+def test_a_damaged_model_is_the_users_error_wherever_it_is_hit(bpe: Tokenizer) -> None:
+    model = bpe._backend.model
+    for place in range(0, len(model), 97):
+        damaged = bytearray(model)
+        damaged[place] ^= 0xFF
+        with contextlib.suppress(UserError):  # some damage is to a piece alone: then it is another, whole tokenizer
+            tokenizer = build("tokenizer.model", bytes(damaged), "<|endoftext|>", ())
+            assert tokenizer.hash != bpe.hash
 
 
 def test_unknown_cannot_be_a_special_token(bpe: Tokenizer) -> None:
