@@ -1,4 +1,4 @@
-"""Tokens per second of the data loader on one core: `python benchmarks/loader.py`.
+"""Tokens per second of the data loader on one core: `python -m benchmarks.loader`.
 
 Makes a folder of random token shards in a temporary directory and reads batches from it as training does. The bar is 50
 million tokens/s. Samples are random windows of a corpus that fits the page cache: what is measured is dgpt's own work,
