@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dgpt",
+        allow_abbrev=False,
         description="Pretrain GPT models: raw text -> tokens -> ZeRO x tensor parallel training -> samples.",
     )
     parser.add_argument("--version", action="version", version=f"dgpt {__version__}")
@@ -40,8 +41,9 @@ Verbs = Any  # what add_subparsers returns has no public name
 
 def _verb(subparsers: Verbs, name: str, command: Command, text: str, epilog: str = "") -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
-        name, help=text, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+        name, help=text, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )  # fmt: skip
     parser.set_defaults(command=command, list_name=None)
     return parser
 

@@ -20,5 +20,5 @@ def load_model(path: Path) -> tuple[GPT, Tokenizer]:
     model.to_empty(device=device)
     model.tie_weights()
     load_weights(found.folder, model)
-    run_dir = found.folder.parents[1]
+    run_dir = found.folder.resolve().parents[1]
     return model.eval(), load_tokenizer(run_dir / "tokenizer")

@@ -21,7 +21,7 @@ from dgpt.outcome import DONE, STOPPED
 from dgpt.parallel.engine import Engine, build_engine
 from dgpt.parallel.mesh import Mesh
 from dgpt.preview import preview
-from dgpt.resume import describe, resume
+from dgpt.resume import describe, finished, resume
 from dgpt.runtime import Runtime
 from dgpt.setup import Setup, check
 from dgpt.train.console import Console
@@ -30,6 +30,15 @@ from dgpt.train.metrics import Monitor
 from dgpt.train.profile import Profiler
 from dgpt.train.stop import Stopper
 from dgpt.train.timing import Timings
+
+NOT_FINITE = """step {step}: the loss or the gradient is not finite
+  {places}
+  rule: the run stops at once, on all ranks, and saves nothing of this step
+  fix:  lower optimizer.lr or lengthen the warmup, look at these samples, then start again: it resumes from its newest \
+checkpoint"""
+NOT_SAVED = """step {step} is done, but its checkpoint could not be written
+  rule: a run ends with a checkpoint
+  fix:  mend what is reported above, then start again: it resumes from its newest checkpoint"""
 
 
 def pretrain(config: RunConfig) -> int:
@@ -42,9 +51,18 @@ def pretrain(config: RunConfig) -> int:
     torch.set_float32_matmul_precision(config.precision.float32_matmul)
     processes.join(runtime, config.parallel.timeout_seconds)
     try:
+        if step := finished(setup, runtime):
+            return _nothing_to_do(step, config, runtime)
         return Pretraining(setup, runtime).run()
     finally:
         processes.finish()
+
+
+def _nothing_to_do(step: int, config: RunConfig, runtime: Runtime) -> int:
+    if runtime.is_main:
+        print(f"finished before: {config.run_dir} is at step {step} of training.steps = {config.training.steps}; "
+              "raise training.steps to go on", flush=True)  # fmt: skip
+    return DONE
 
 
 class Pretraining:
@@ -84,17 +102,16 @@ class Pretraining:
         stopper = Stopper(self.run_dir, is_main=is_main, world_size=self.runtime.world_size, device=self.runtime.device)
         with stopper, Console(total_steps=total, start_step=self.start_step, enabled=is_main) as self.console:
             self._say_hello()
-            self.monitor = self._monitor()
-            self.monitor.log_text("config", to_toml(self.config), self.start_step)
-            try:
+            with self._monitor() as self.monitor:
+                self.monitor.log_text("config", to_toml(self.config), self.start_step)
                 profiler = Profiler(
                     self.config.logging.profile_steps, self.run_dir, rank=self.runtime.rank, device=self.runtime.device
                 )
-                done = train(self.config, self.engine, self._work(), self.monitor, stopper, profiler, timings,
-                             self.start_step)  # fmt: skip
-            finally:
-                self.checkpointer.wait()
-                self.monitor.close()
+                try:
+                    done = train(self.config, self.engine, self._work(), self.monitor, stopper, profiler, timings,
+                                 self.start_step)  # fmt: skip
+                finally:
+                    self.checkpointer.wait()
         return self._say_goodbye(done, stopper.reason)
 
     def _work(self) -> Work:
@@ -107,6 +124,7 @@ class Pretraining:
             evaluate=self._evaluate,
             sample=self._sample,
             save=self._save,
+            poll=self.checkpointer.poll,
         )
 
     def _to_device(self, batch: Batch) -> Batch:
@@ -129,20 +147,13 @@ class Pretraining:
 
     def _explain(self, step: int, losses: Losses) -> TrainingError:
         """What every rank knows about a step that is not finite."""
-        bad = [samples for loss, samples in losses if not math.isfinite(float(loss))]
-        found = [f"rank {self.runtime.rank}: loss is not finite on samples {', '.join(map(str, s))}" for s in bad]
-        everywhere: list[list[str]] = [found]
-        if self.mesh.distributed:
-            everywhere = [[] for _ in range(self.runtime.world_size)]
-            dist.all_gather_object(everywhere, found)
-        lines = [line for rank in everywhere for line in rank] or ["every loss is finite: a gradient overflowed"]
-        return TrainingError(
-            f"step {step + 1}: the gradient is not finite\n  "
-            + "\n  ".join(lines)
-            + "\n  rule: the run stops at once, "
-            "on all ranks, and saves nothing of it\n  fix:  lower optimizer.lr or lengthen the warmup, look at these "
-            "samples (`dgpt prepare FILE --inspect`), then start again: it resumes from its newest checkpoint"
-        )
+        found = [f"rank {self.runtime.rank}: the loss on samples {', '.join(map(str, samples))}"
+                 for loss, samples in losses if not math.isfinite(float(loss))]  # fmt: skip
+        places = [place for of_rank in self.runtime.gather(found) for place in of_rank]
+        size = self.setup.plan.global_batch_size
+        everywhere = (f"ranks 0 to {self.runtime.world_size - 1}: every loss is finite, the gradient over their "
+                      f"samples {step * size} to {(step + 1) * size - 1} is not")  # fmt: skip
+        return TrainingError(NOT_FINITE.format(step=step + 1, places="\n  ".join(places or [everywhere])))
 
     def _evaluate(self, done: int) -> None:
         if not len(self.validation):
@@ -172,10 +183,7 @@ class Pretraining:
 
     def _attempt(self) -> str:
         """A name of this start that all ranks share."""
-        name = [f"{time.time_ns():x}"]
-        if self.mesh.distributed:
-            dist.broadcast_object_list(name, src=0)
-        return name[0]
+        return self.runtime.broadcast(f"{time.time_ns():x}")
 
     def _monitor(self) -> Monitor:
         config, device = self.config, self.runtime.device
@@ -202,7 +210,11 @@ class Pretraining:
             self.console.print(line)
 
     def _say_goodbye(self, done: int, reason: str) -> int:
+        """Raises TrainingError if the last save failed."""
+        if self.checkpointer.saved_step != done:
+            raise TrainingError(NOT_SAVED.format(step=done))
+        stopped = done < self.config.training.steps
         if self.runtime.is_main:
-            stopped = f"stopped by {reason} at step {done}, saved; the same command goes on from here"
-            print(stopped if reason else f"finished: step {done}, {self.run_dir}", flush=True)
-        return STOPPED if done < self.config.training.steps else DONE
+            goodbye = f"stopped by {reason} at step {done}, saved; the same command goes on from here"
+            print(goodbye if stopped else f"finished: step {done}, {self.run_dir}", flush=True)
+        return STOPPED if stopped else DONE

@@ -1,13 +1,12 @@
 """Where a run continues: all ranks load the same checkpoint, or an older one together."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-
-import torch.distributed as dist
 
 from dgpt.checkpoint.find import Found, find_latest, open_checkpoint
 from dgpt.checkpoint.format import CheckpointError
 from dgpt.checkpoint.load import load
+from dgpt.errors import UserError
 from dgpt.parallel.engine import Engine
 from dgpt.runtime import Runtime
 from dgpt.setup import Setup, flat
@@ -20,14 +19,22 @@ def resume(setup: Setup, engine: Engine, runtime: Runtime) -> Found | None:
     """
     damaged: dict[Path, str] = {}
     while True:
-        found = _agreed(find_latest(setup.config.run_dir, damaged) if runtime.is_main else None, runtime)
-        if found is None:
+        folder, found = _agreed(setup.config.run_dir, damaged, runtime)
+        if folder is None:
             return None
-        reason = _first(_gather(_load(found, engine, setup), runtime))
-        if reason is None:
+        found, problem = _load(folder, found, engine, setup)
+        reason = next(filter(None, runtime.gather(problem)), None)
+        if found and reason is None:
             engine.loaded(found.manifest.step)
             return found
-        damaged[found.folder] = reason
+        damaged[folder] = reason or ""
+
+
+def finished(setup: Setup, runtime: Runtime) -> int | None:
+    """The step of the newest checkpoint if the run needs no more; rank 0 decides for all. None if there is work."""
+    step = setup.found.manifest.step if setup.found else 0
+    step = runtime.broadcast(step)
+    return step if step >= setup.config.training.steps else None
 
 
 def describe(setup: Setup, found: Found | None) -> Iterator[str]:
@@ -51,31 +58,28 @@ def _changes(setup: Setup, found: Found) -> Iterator[str]:
             yield f"changed since the checkpoint: {name} = {then.get(name)} -> {now[name]}"
 
 
-def _load(found: Found, engine: Engine, setup: Setup) -> str | None:
-    """The reason why this rank cannot load `found`, if there is one."""
+def _agreed(run_dir: str, damaged: Mapping[Path, str], runtime: Runtime) -> tuple[Path | None, Found | None]:
+    """The folder that rank 0 chose, opened on rank 0 alone: a file system may show it to one node before another.
+
+    Raises rank 0's CheckpointError on every rank.
+    """
+    found, refusal = None, None
+    if runtime.is_main:
+        try:
+            found = find_latest(run_dir, damaged)
+        except UserError as error:
+            refusal = error
+    folder, refusal = runtime.broadcast((found.folder if found else None, refusal))
+    if refusal:
+        raise refusal
+    return folder, found
+
+
+def _load(folder: Path, found: Found | None, engine: Engine, setup: Setup) -> tuple[Found | None, str | None]:
+    """The opened checkpoint, and the reason why this rank cannot load it, if there is one."""
     try:
+        found = found or open_checkpoint(folder)
         load(found, engine.fragments(), setup.config)
     except CheckpointError as error:
-        return error.summary
-    return None
-
-
-def _agreed(found: Found | None, runtime: Runtime) -> Found | None:
-    """Rank 0's choice on every rank; file systems may show a new folder to one node before another."""
-    if runtime.world_size == 1:
-        return found
-    choice = [str(found.folder) if found else None]
-    dist.broadcast_object_list(choice, src=0)
-    return found or (open_checkpoint(choice[0]) if choice[0] else None)
-
-
-def _gather(value: str | None, runtime: Runtime) -> list[str | None]:
-    if runtime.world_size == 1:
-        return [value]
-    values: list[str | None] = [None] * runtime.world_size
-    dist.all_gather_object(values, value)
-    return values
-
-
-def _first(values: list[str | None]) -> str | None:
-    return next((value for value in values if value), None)
+        return found, error.summary
+    return found, None

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from dgpt.checkpoint.compatible import check_model
+from dgpt.checkpoint.files import FOLDER as CHECKPOINTS
 from dgpt.checkpoint.find import Found, find_latest
 from dgpt.config import BatchPlan, RunConfig, batch_plan, parse_config
 from dgpt.data.loader import Loader
@@ -46,9 +47,9 @@ def check(config: RunConfig, runtime: Runtime) -> Setup:
     dtype = compute_dtype(config, runtime.device)
     check_engine(config, dims, dtype)
     folder = Path(config.data.path)
-    tokenizer = load_tokenizer(folder)
     weights = [source.weight for source in config.data.sources]
     train_data, val_data = (open_split(folder, split, weights=weights) for split in ("train", "val"))
+    tokenizer = load_tokenizer(folder)
     train_data.check_tokenizer(tokenizer)
     config = with_vocab(config, train_data)
     loader = Loader(train_data, seq_len=config.model.seq_len, seed=config.seed, plan=plan,
@@ -91,10 +92,13 @@ def hash_of_data(folder: Path) -> str:
 
 def check_writable(run_dir: Path) -> None:
     """Raises UserError if the run folder cannot be made or written to."""
-    existing = next(path for path in (run_dir.absolute(), *run_dir.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+    for folder in (run_dir.absolute(), run_dir.absolute() / CHECKPOINTS):
+        existing = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+        if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+            continue
+        reason = "no permission at" if existing.is_dir() else "there is a file at"
         raise UserError(
-            f"run_dir = '{run_dir}' cannot be written: no permission at '{existing}'",
+            f"run_dir = '{run_dir}' cannot be written: {reason} '{existing}'",
             rule="a run writes its config, metrics and checkpoints there",
             fix="set run_dir to a folder of yours, or change the permissions",
         )

@@ -65,11 +65,16 @@ def generate(options: Namespace) -> int:
 
 def checkpoint(options: Namespace) -> int:
     from dgpt.checkpoint import find, report
+    from dgpt.checkpoint.format import MANIFEST
 
     if options.action == "list":
+        if not options.path.is_dir():
+            raise UserError(f"'{options.path}' is not a folder", rule="list shows what is in a run folder",
+                            fix="give the run_dir of a run")  # fmt: skip
         _print_checkpoints(report.list_checkpoints(options.path))
         return outcome.DONE
-    folder = find.open_checkpoint(options.path).folder
+    given = (options.path / MANIFEST).exists()  # a checkpoint, shown and verified even if it is damaged
+    folder = options.path if given else find.open_checkpoint(options.path).folder
     if options.action == "show":
         print(report.show(folder))
         return outcome.DONE

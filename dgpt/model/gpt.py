@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgpt.config import ModelConfig
+from dgpt.model.attention_cpu import causal_attention
 from dgpt.model.loss import linear_cross_entropy
 
 
@@ -80,12 +81,13 @@ class Attend(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         """q (B, H, T, D), k and v (B, G, K, D) -> (B, H, T, D)."""
+        dropout = self.dropout if self.training else 0.0
+        causal = context.causal and context.mask is None
+        if causal and not dropout and q.device.type == "cpu":
+            return causal_attention(q, k, v)
         return F.scaled_dot_product_attention(
-            q, k, v, context.mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=context.causal and context.mask is None,
-            enable_gqa=q.size(1) != k.size(1),
-        )  # fmt: skip
+            q, k, v, context.mask, dropout_p=dropout, is_causal=causal, enable_gqa=q.size(1) != k.size(1)
+        )
 
 
 class Attention(nn.Module):

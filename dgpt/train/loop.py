@@ -50,6 +50,7 @@ class Work:
     evaluate: Callable[[int], None]
     sample: Callable[[int], None]
     save: Callable[[int, float], None]  # (steps, loss)
+    poll: Callable[[], None]  # reports a save that has ended; cheap, after every step
 
 
 def train(
@@ -71,6 +72,7 @@ def train(
         stop = stopper.agreed()
         last = stop or done == total
         monitor.advance(done)
+        work.poll()
         if last or due(done, config.logging.every_steps):
             monitor.log_step(_metrics(config, work, timings, done, losses, lr, grad_norm))
         if due(done, config.training.eval_every_steps) or (done == total and config.training.eval_every_steps):
@@ -98,7 +100,7 @@ def train_step(engine: Trainable, work: Work, timings: Timings, step: int, lr: f
         with timings("forward"):
             loss = engine(batch.tokens, batch.targets, batch.documents)
         with timings("backward"):
-            engine.backward(loss)
+            engine.backward(loss * (1 + 0 * loss.detach()))  # an infinite loss makes the gradient NaN, on all ranks
         losses.append((loss.detach(), batch.samples))
     with timings("step"):
         grad_norm = engine.step(lr)

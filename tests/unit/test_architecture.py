@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2] / "dgpt"
-ENTRYPOINTS = {"cli", "pretrain", "verbs"}
+ENTRYPOINTS = {"cli", "verbs", "pretrain", "setup", "resume", "preview", "generate"}
 ALLOWED = {
     "errors": set(),
     "fragments": set(),

@@ -1,0 +1,188 @@
+"""The commands as a person types them: real processes, two ranks under torchrun, signals, exit codes."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from dgpt.checkpoint import list_checkpoints
+from dgpt.cli import main
+from dgpt.outcome import DONE, MISTAKE, STOPPED
+from dgpt.train.rows import read_rows
+
+STEPS = 120
+DEADLINE_SECONDS = 120
+RUN = f"""
+run_dir = "whole"
+model = {{ n_layer = 1, n_head = 2, n_embd = 32, seq_len = 32, dropout = 0.1 }}
+tokenizer = {{ vocab_size = 300 }}
+optimizer = {{ lr = 1e-2 }}
+schedule = {{ warmup_steps = 10, min_lr = 1e-4 }}
+training = {{ steps = {STEPS}, global_batch_size = 8, micro_batch_size = 2, eval_every_steps = 0 }}
+checkpoint = {{ every_steps = 50, keep_last = 9 }}
+logging = {{ every_steps = 1 }}
+
+[data]
+path = "data"
+val_fraction = 0.1
+num_workers = 1
+sources = [{{ path = "texts" }}]
+"""
+
+
+@contextmanager
+def started(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """`dgpt ARGUMENTS` in `folder`; what is still there at the end is killed, and its workers die with it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dgpt.cli", *arguments], cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    output, errors = process.communicate(timeout=DEADLINE_SECONDS)
+    assert "Traceback" not in errors
+    return process.returncode, output, errors
+
+
+def dgpt(folder: Path, *arguments: str) -> tuple[int, str, str]:
+    with started(folder, *arguments) as process:
+        return end(process)
+
+
+def losses(run_dir: Path) -> list[tuple[int, float]]:
+    path = run_dir / "metrics.jsonl"
+    rows = read_rows(path) if path.exists() else ()
+    return [(int(row["step"] or 0), float(row["loss/train"] or 0)) for row in rows]
+
+
+def wait_for_step(run_dir: Path, step: int) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not any(done >= step for done, _ in losses(run_dir)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """run.toml, the data that `dgpt prepare` made of a few files, and the run `whole` that nothing stopped."""
+    folder, rng = tmp_path_factory.mktemp("commands"), random.Random(1)
+    (folder / "run.toml").write_text(RUN)
+    (folder / "texts").mkdir()
+    for number in range(60):
+        words = ("".join(rng.choices("abcd", k=rng.randint(2, 5))) + rng.choice(" \n") for _ in range(200))
+        (folder / "texts" / f"{number}.txt").write_text("".join(words))
+    code, output, errors = dgpt(folder, "prepare", "run.toml")
+    assert (code, errors) == (DONE, "")
+    assert "300" in output
+    code, output, errors = dgpt(folder, "pretrain", "run.toml", "--nproc", "2")
+    assert (code, errors) == (DONE, "")
+    assert "starting fresh at step 0: no checkpoint in whole\n" in output
+    assert f"finished: step {STEPS}, whole\n" in output
+    return folder
+
+
+def test_the_loss_falls_and_every_step_is_there(folder: Path) -> None:
+    curve = losses(folder / "whole")
+    assert [step for step, _ in curve] == [*range(1, STEPS + 1)]
+    assert curve[-1][1] < 0.7 * curve[0][1]
+
+
+def test_a_run_stopped_by_signals_is_the_run_that_was_not(folder: Path) -> None:
+    command = ("pretrain", "run.toml", "--nproc", "2", "run_dir=cut")
+    stopped_at = 0
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        with started(folder, *command) as process:
+            wait_for_step(folder / "cut", stopped_at + 5)
+            process.send_signal(number)
+            code, output, errors = end(process)
+        assert (code, errors) == (STOPPED, "")
+        before, (stopped_at, _) = stopped_at, losses(folder / "cut")[-1]
+        assert before < stopped_at < STEPS
+        assert f"stopped by {number.name} at step {stopped_at}, saved; the same command goes on from here\n" in output
+        assert list_checkpoints(folder / "cut")[-1].step == stopped_at
+        assert (f"resuming at step {before} " in output) == (before > 0)
+    code, output, errors = dgpt(folder, *command)
+    assert (code, errors) == (DONE, "")
+    assert f"resuming at step {stopped_at} " in output
+    assert losses(folder / "cut") == losses(folder / "whole")
+
+
+def test_a_finished_run_started_again_says_so(folder: Path) -> None:
+    before = losses(folder / "whole")
+    code, output, errors = dgpt(folder, "pretrain", "run.toml", "--nproc", "2")
+    assert (code, errors) == (DONE, "")
+    assert output == (f"finished before: whole is at step {STEPS} of training.steps = {STEPS}; "
+                      "raise training.steps to go on\n")  # fmt: skip
+    assert losses(folder / "whole") == before
+
+
+def test_generate_continues_prompts(folder: Path) -> None:
+    code, output, errors = dgpt(folder, "generate", "whole", "ab", "--max-new-tokens", "12", "ba", "--samples", "2")
+    assert (code, errors) == (DONE, "")
+    texts = output.split("-" * 40 + "\n")
+    assert [text[:2] for text in texts] == ["ab", "ab", "ba", "ba"]
+    assert len(set(texts)) == 4
+    written = "".join(texts)
+    assert sum(written.count(sign) for sign in "abcd \n") > 0.9 * len(written), "learned from texts of these signs"
+
+
+def test_prompts_from_a_file_follow_those_of_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "prompts").write_text("one\n日本 two\n", encoding="utf-8")
+    options = ["zero", "--prompts-file", str(folder / "prompts"), "--max-new-tokens", "2", "--temperature", "0"]
+    assert main(["generate", str(folder / "whole" / "checkpoints" / f"step_{STEPS:08d}"), *options]) == DONE
+    texts = capsys.readouterr().out.split("-" * 40 + "\n")
+    assert [text.startswith(prompt) for text, prompt in zip(texts, ("zero", "one", "日本 two"), strict=True)] == [
+        True
+    ] * 3
+
+
+def test_a_checkpoint_can_be_named_from_where_it_lies(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder / "whole" / "checkpoints" / "step_00000050")
+    for name in (".", "../step_00000050"):
+        assert main(["generate", name, "ab", "--max-new-tokens", "1"]) == DONE
+        assert capsys.readouterr().out.startswith("ab")
+
+
+def test_checkpoint_lists_verifies_and_shows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir = folder / "whole"
+    assert main(["checkpoint", "list", str(run_dir)]) == DONE
+    listed = capsys.readouterr().out
+    assert [step for step in ("50", "100", "120") if f" {step} " in listed] == ["50", "100", "120"]
+    assert listed.count("yes") == 3
+    newest = run_dir / "checkpoints" / f"step_{STEPS:08d}"
+    for path in (run_dir, newest):
+        assert main(["checkpoint", "verify", str(path)]) == DONE
+        assert capsys.readouterr().out == f"{newest}: whole, every hash matches\n"
+        assert main(["checkpoint", "show", str(path)]) == DONE
+        assert f"\nstep {STEPS}, {STEPS * 8 * 32:,} tokens, {STEPS * 8} samples, " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.path=nowhere", "dgpt: data.path = 'nowhere' holds no prepared data\n"),
+        ("parallel.tp=4", "dgpt: parallel.tp = 4 does not divide the world: world_size 2 = dp x tp 4\n"),
+    ],
+)
+def test_two_ranks_print_a_mistake_once(folder: Path, override: str, message: str) -> None:
+    widths = ("model.n_head=4", "run_dir=none")
+    code, output, errors = dgpt(folder, "pretrain", "run.toml", "--nproc", "2", override, *widths)
+    assert (code, output) == (MISTAKE, "")
+    assert errors.startswith(message)
+    assert errors.count("\n") == 3
+    assert not (folder / "none").exists()
