@@ -55,7 +55,7 @@ class _CausalAttention(torch.autograd.Function):
             dscores = (grad[:, rows] @ v[:, keys].mT).sub_(mean[:, rows]).mul_(p)  # (N, n, keys)
             dq[:, rows] = dscores @ k[:, keys]
             dk[:, keys] += dscores.mT @ q[:, rows]
-        return tuple(x.unflatten(0, heads) for x in (dq.mul_(scale), dk.mul_(scale), dv))
+        return tuple(x.view(*heads, *x.shape[1:]) for x in (dq.mul_(scale), dk.mul_(scale), dv))
 
 
 def _blocks(length: int) -> list[tuple[slice, slice]]:
