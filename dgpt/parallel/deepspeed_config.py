@@ -12,7 +12,6 @@ from dgpt.config import BatchPlan, ParallelConfig, RunConfig
 from dgpt.errors import UserError
 
 NEVER = 2**31 - 1  # DeepSpeed prints and clips on these conditions; dgpt does its own printing
-SMALLEST_BUCKET = 2**25  # elements; below it, a collective more costs a small model more than its memory
 
 
 def deepspeed_config(config: RunConfig, plan: BatchPlan, dtype: torch.dtype, parameters: int) -> dict[str, Any]:
@@ -42,7 +41,7 @@ def _clipping(config: RunConfig, dtype: torch.dtype) -> float:
 
 
 def _zero(parallel: ParallelConfig, parameters: int, dp_size: int) -> dict[str, Any]:
-    bucket = parallel.bucket_tokens or min(max(parameters // 4, SMALLEST_BUCKET), 2**28)
+    bucket = parallel.bucket_tokens or min(max(parameters // 4, 2**24), 2**28)
     zero: dict[str, Any] = {
         "stage": parallel.zero_stage,
         "reduce_bucket_size": bucket,
@@ -51,12 +50,12 @@ def _zero(parallel: ParallelConfig, parameters: int, dp_size: int) -> dict[str, 
         "contiguous_gradients": True,
     }
     if parallel.zero_stage < 3:
-        # Under this name DeepSpeed still calls all-reduce, on a copy of the bucket; gloo gets the bucket itself.
+        # With it DeepSpeed calls all-reduce as well, but on a copy of the bucket: docs/decisions/speed_on_cpu.md
         zero["reduce_scatter"] = torch.cuda.is_available()
     if parallel.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     if parallel.zero_stage == 3:
-        bucket = parallel.bucket_tokens or min(max(parameters // 32, 2**20), 2**28)
+        bucket = parallel.bucket_tokens or min(max(parameters // 32, 2**23), 2**28)
         zero |= {
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,

@@ -3,7 +3,6 @@
 DeepSpeed's own checkpoints are not used; `fragments` reaches the fp32 weights and optimizer state where they lie.
 """
 
-import math
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -63,10 +62,9 @@ class ZeroEngine:
     def step(self, lr: float) -> float:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
-        clipped = self._clip() if self.clips else None
+        norm = self._clip() if self.clips else None
         self.engine.step()
-        norm = float(self.engine.get_global_grad_norm() if clipped is None else clipped)
-        return norm if norm >= 0 else math.nan  # DeepSpeed writes -1 for what is not finite
+        return float(self.engine.get_global_grad_norm() if norm is None else norm)
 
     def _clip(self) -> Tensor:
         """ZeRO 0 in fp32: the gradients are plain and summed by now; counts each part of a cut parameter once."""

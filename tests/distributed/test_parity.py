@@ -89,3 +89,9 @@ def test_compiled_blocks_compute_the_same_under_tp(pool: Pool) -> None:
 def test_compile_with_zero_3_is_refused(pool: Pool) -> None:
     with pytest.raises(RankError, match=r"training\.compile = true with parallel\.zero_stage = 3"):
         pool.run(curve, 2, config=topology(tiny("training.compile=true"), 1, 3))
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_offloaded_optimizer_state_computes_the_same(pool: Pool, reference: dict[str, Curve], zero_stage: int) -> None:
+    config = topology(tiny("parallel.offload_optimizer=true"), 1, zero_stage)
+    assert distance(pool, config, 2, reference["gpt2"]) < 1e-5

@@ -10,7 +10,7 @@ from dgpt.errors import UserError
 from dgpt.parallel.deepspeed_config import NEVER, deepspeed_config
 
 
-def made(*overrides: str, dtype: torch.dtype = torch.bfloat16, parameters: int = 400_000_000) -> dict[str, Any]:
+def made(*overrides: str, dtype: torch.dtype = torch.bfloat16, parameters: int = 10_000_000) -> dict[str, Any]:
     config = load_config(None, overrides)
     return deepspeed_config(config, batch_plan(config, 2), dtype, parameters)
 
@@ -25,8 +25,8 @@ def test_zero_1_golden() -> None:
         "communication_data_type": None,
         "zero_optimization": {
             "stage": 1,
-            "reduce_bucket_size": 100_000_000,
-            "allgather_bucket_size": 100_000_000,
+            "reduce_bucket_size": 16_777_216,
+            "allgather_bucket_size": 16_777_216,
             "overlap_comm": torch.cuda.is_available(),
             "contiguous_gradients": True,
             "reduce_scatter": torch.cuda.is_available(),
@@ -48,7 +48,7 @@ def test_zero_3_golden() -> None:
         "contiguous_gradients": True,
         "sub_group_size": 10_000_000,
         "stage3_prefetch_bucket_size": 1000,
-        "stage3_param_persistence_threshold": 100_000,
+        "stage3_param_persistence_threshold": 10_000,
         "stage3_max_live_parameters": 2000,
         "stage3_max_reuse_distance": 2000,
         "zero_hpz_partition_size": 8,
