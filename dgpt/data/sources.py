@@ -17,7 +17,8 @@ from dgpt.data.readers import SUFFIXES, file_format, reader_for
 from dgpt.errors import UserError
 
 STDLIB_SUFFIXES = (".py", ".txt", ".rst")
-STDLIB_SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+# tests, what is not of the standard library, and tables of characters that a model would learn by heart
+STDLIB_SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "encodings"}
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def _hidden(path: Path) -> bool:
 
 
 def _stdlib_files() -> list[Path]:
-    """Source and documentation of the standard library of this Python, without its tests: about 12 MB."""
+    """Source and documentation of the standard library of this Python, without tests and encodings: about 10 MB."""
     files = []
     for folder, subfolders, names in os.walk(sysconfig.get_path("stdlib")):
         subfolders[:] = sorted(name for name in subfolders if name not in STDLIB_SKIPPED)
