@@ -23,7 +23,7 @@ from dgpt.parallel.mesh import Mesh
 from dgpt.preview import preview
 from dgpt.resume import describe, finished, resume
 from dgpt.runtime import Runtime
-from dgpt.setup import Setup, check
+from dgpt.setup import Setup, check, check_alike
 from dgpt.train.console import Console
 from dgpt.train.loop import Losses, Work, train
 from dgpt.train.metrics import Monitor
@@ -50,12 +50,11 @@ def pretrain(config: RunConfig) -> int:
     setup = check(config, runtime)
     torch.set_float32_matmul_precision(config.precision.float32_matmul)
     processes.join(runtime, config.parallel.timeout_seconds)
-    try:
-        if step := finished(setup, runtime):
-            return _nothing_to_do(step, config, runtime)
-        return Pretraining(setup, runtime).run()
-    finally:
-        processes.finish()
+    check_alike(setup, runtime)
+    step = finished(setup, runtime)
+    code = _nothing_to_do(step, config, runtime) if step else Pretraining(setup, runtime).run()
+    processes.finish()  # not after an error: leaving the group may wait for ranks that are gone
+    return code
 
 
 def _nothing_to_do(step: int, config: RunConfig, runtime: Runtime) -> int:
@@ -70,7 +69,7 @@ class Pretraining:
 
     def __init__(self, setup: Setup, runtime: Runtime) -> None:
         self.setup, self.runtime, self.config = setup, runtime, setup.config
-        self.mesh = Mesh(setup.dims, runtime.rank)
+        self.mesh = Mesh(setup.dims, runtime.rank, self.config.parallel.timeout_seconds)
         self.run_dir = Path(self.config.run_dir)
         self.engine: Engine = build_engine(self.config, setup.plan, self.mesh, runtime.device, setup.dtype)
         if runtime.is_main:
@@ -101,7 +100,8 @@ class Pretraining:
         timings = Timings()
         stopper = Stopper(self.run_dir, is_main=is_main, world_size=self.runtime.world_size, device=self.runtime.device)
         with stopper, Console(total_steps=total, start_step=self.start_step, enabled=is_main) as self.console:
-            self._say_hello()
+            if is_main:
+                self._say_hello()
             with self._monitor() as self.monitor:
                 self.monitor.log_text("config", to_toml(self.config), self.start_step)
                 profiler = Profiler(
@@ -187,7 +187,8 @@ class Pretraining:
 
     def _monitor(self) -> Monitor:
         config, device = self.config, self.runtime.device
-        kind = {torch.bfloat16: "bf16", torch.float32: "fp32"}[self.setup.dtype]
+        fp32 = "tf32" if config.precision.float32_matmul == "high" else "fp32"
+        kind = "bf16" if self.setup.dtype == torch.bfloat16 else fp32
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         return Monitor(
             config, run_dir=self.run_dir, is_main=self.runtime.is_main, start_step=self.start_step,

@@ -48,7 +48,9 @@ def check(config: RunConfig, runtime: Runtime) -> Setup:
     check_engine(config, dims, dtype)
     folder = Path(config.data.path)
     weights = [source.weight for source in config.data.sources]
-    train_data, val_data = (open_split(folder, split, weights=weights) for split in ("train", "val"))
+    # Sizes are checked on every rank; to hash what changed since the last check (normally nothing) is for one.
+    opened = (open_split(folder, split, weights=weights, verify=runtime.is_main) for split in ("train", "val"))
+    train_data, val_data = opened
     tokenizer = load_tokenizer(folder)
     train_data.check_tokenizer(tokenizer)
     config = with_vocab(config, train_data)
@@ -61,6 +63,17 @@ def check(config: RunConfig, runtime: Runtime) -> Setup:
         check_model(found, config)
         check_same_data(found, config, data_hash)
     return Setup(config, dims, plan, dtype, train_data, val_data, loader, tokenizer, data_hash, found)
+
+
+def check_alike(setup: Setup, runtime: Runtime) -> None:
+    """The first word between ranks. Raises UserError on all of them if their devices would compute in other types."""
+    found = runtime.gather(str(setup.dtype))
+    if len(set(found)) > 1:
+        raise UserError(
+            f"precision.dtype = 'auto' is {' and '.join(sorted(set(found)))} on the ranks' devices",
+            rule="all ranks compute in one data type",
+            fix='set precision.dtype="fp32", or ask for devices of one kind',
+        )
 
 
 def compute_dtype(config: RunConfig, device: torch.device) -> torch.dtype:

@@ -132,7 +132,7 @@ def _publish(job: Job, parts: list[Part]) -> None:
     """Manifest last, then the rename that makes the checkpoint exist. Raises ValueError if coverage is not exact."""
     content = _manifest(job, parts).model_dump_json().encode()
     for part in parts:
-        if part.file and files.regular_size(job.folder / part.file.name) != part.file.size:
+        if part.file and files.opened_size(job.folder / part.file.name) != part.file.size:
             raise OSError(f"{part.file.name} does not have the {part.file.size} bytes that rank {part.rank} wrote")
         job.report_path(part.rank).unlink()
     files.write_whole(job.folder / MANIFEST, content)

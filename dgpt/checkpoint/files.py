@@ -72,6 +72,12 @@ def regular_size(path: Path) -> int:
     return status.st_size
 
 
+def opened_size(path: Path) -> int:
+    """Size in bytes of a file that another node has closed: NFS looks at the server anew when a file is opened."""
+    with open_regular(path) as file:
+        return os.fstat(file.fileno()).st_size
+
+
 def open_regular(path: Path) -> BinaryIO:
     """Open for reading, without following a link in the last place."""
     return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW))

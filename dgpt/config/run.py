@@ -39,6 +39,13 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
 
+    @property
+    def tp_sizes(self) -> dict[str, int]:
+        """What tensor parallelism cuts, by name: parallel.tp must divide each."""
+        m = self.model
+        return {"model.n_head": m.n_head, "model.n_kv_head": m.kv_heads, "the MLP width (model.n_ff)": m.ff_width,
+                f"the padded vocabulary (model.vocab_multiple = {m.vocab_multiple})": m.padded_vocab_size}  # fmt: skip
+
     @model_validator(mode="after")
     def check_across_sections(self) -> Self:
         rules = (_min_lr_below_lr, _warmup_fits, _tp_divides, _sequence_divides, _micro_divides_global)
@@ -59,10 +66,8 @@ def _warmup_fits(c: RunConfig) -> Iterator[str]:
 
 
 def _tp_divides(c: RunConfig) -> Iterator[str]:
-    tp, m = c.parallel.tp, c.model
-    sizes = {"model.n_head": m.n_head, "model.n_kv_head": m.kv_heads, "the MLP width (model.n_ff)": m.ff_width,
-             f"the padded vocabulary (model.vocab_multiple = {m.vocab_multiple})": m.padded_vocab_size}  # fmt: skip
-    for name, size in sizes.items():
+    tp = c.parallel.tp
+    for name, size in c.tp_sizes.items():
         if size % tp:
             yield f"parallel.tp = {tp} must divide {name} = {size}; take a divisor of both or change the model"
 

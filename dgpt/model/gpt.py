@@ -85,6 +85,8 @@ class Attend(nn.Module):
         causal = context.causal and context.mask is None
         if causal and not dropout and q.device.type == "cpu":
             return causal_attention(q, k, v)
+        if context.mask is not None and q.size(1) != k.size(1):  # no fused kernel takes both a mask and groups
+            k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
         return F.scaled_dot_product_attention(
             q, k, v, context.mask, dropout_p=dropout, is_causal=causal, enable_gqa=q.size(1) != k.size(1)
         )

@@ -64,6 +64,14 @@ def check_engine(config: RunConfig, dims: ParallelDims, dtype: torch.dtype) -> N
             rule="DeepSpeed's unfused 16 bit optimizer loses the tensor parallel marks, so the gradient norm is wrong",
             fix='set parallel.zero_stage=1, or precision.dtype="fp32"',
         )
+    plus = parallel.zero_hpz_partition_size > 1 or parallel.zero_quantized_weights or parallel.zero_quantized_gradients
+    if plus and (parallel.zero_stage < 3 or dims.tp > 1):
+        raise UserError(
+            f"ZeRO++ settings (parallel.zero_hpz_partition_size, zero_quantized_*) with parallel.zero_stage = "
+            f"{parallel.zero_stage} and parallel.tp = {dims.tp}",
+            rule="only ZeRO 3 reads them, and DeepSpeed groups consecutive ranks for them as if tp were 1",
+            fix="set parallel.zero_stage=3 and parallel.tp=1, or leave these settings away",
+        )
     if config.training.compile and parallel.zero_stage == 3 and dims.world_size > 1:
         raise UserError(
             "training.compile = true with parallel.zero_stage = 3",

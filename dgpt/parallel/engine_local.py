@@ -20,8 +20,8 @@ class LocalEngine:
         self.mixed = dtype != torch.float32
         self.masters: dict[str, Tensor] = dict(model.named_parameters())
         if self.mixed:
-            self.masters = {name: weight.detach().clone() for name, weight in self.masters.items()}
-            model.to(dtype)
+            model.to(dtype)  # the masters start from the rounded weights, as under ZeRO
+            self.masters = {name: weight.detach().float() for name, weight in model.named_parameters()}
             for name, parameter in model.named_parameters():
                 _accumulate_into(parameter, self.masters[name])
         self.optimizer = make_optimizer(self.masters.items(), config.optimizer)

@@ -94,6 +94,7 @@ class ZeroEngine:
                 optimizer.fp16_partitioned_groups_flat, optimizer.fp32_partitioned_groups_flat, strict=True
             ):
                 low.data.copy_(high.data)
+            optimizer.invalidate_secondary_tensor()  # ZeRO++: the copy within the node is of the weights before
             _refresh_persistent(optimizer)
         elif self.stage > 0:
             optimizer.update_lp_params()

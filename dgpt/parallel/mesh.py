@@ -1,6 +1,7 @@
 """The rank grid: world = dp x tp, tensor parallelism innermost so that a TP group stays inside a node."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -41,15 +42,17 @@ class Mesh:
     With one process there are no groups, and no collective is ever called.
     """
 
-    def __init__(self, dims: ParallelDims, rank: int) -> None:
+    def __init__(self, dims: ParallelDims, rank: int, timeout_seconds: int = 600) -> None:
+        """`timeout_seconds` of a collective: new groups do not take it over from the group of everyone."""
+        timeout = timedelta(seconds=timeout_seconds)
         self.dims = dims
         self.dp_size, self.tp_size = dims.dp, dims.tp
         self.dp_rank, self.tp_rank = dims.dp_rank(rank), dims.tp_rank(rank)
         grid = torch.arange(dims.world_size).view(dims.dp, dims.tp)
         self.tp_ranks = grid[self.dp_rank].tolist()
         self.dp_ranks = grid[:, self.tp_rank].tolist()
-        self.tp_group = _own_group(grid.tolist(), rank) if self.distributed else None
-        self.dp_group = _own_group(grid.T.tolist(), rank) if self.distributed else None
+        self.tp_group = _own_group(grid.tolist(), rank, timeout) if self.distributed else None
+        self.dp_group = _own_group(grid.T.tolist(), rank, timeout) if self.distributed else None
 
     @property
     def distributed(self) -> bool:
@@ -87,15 +90,15 @@ class Mesh:
         return 0
 
 
-def _own_group(groups: list[list[int]], rank: int) -> dist.ProcessGroup | None:
+def _own_group(groups: list[list[int]], rank: int, timeout: timedelta) -> dist.ProcessGroup | None:
     """The group with `rank`; every rank takes part in making each, but for those of everyone and of one.
 
     A thousand data parallel ranks make no thousand groups together.
     """
     own: dist.ProcessGroup | None = dist.group.WORLD
     if len(groups) > 1 and len(groups[0]) > 1:
-        made = [dist.new_group(ranks) for ranks in groups]
+        made = [dist.new_group(ranks, timeout=timeout) for ranks in groups]
         own = next(group for group, ranks in zip(made, groups, strict=True) if rank in ranks)
     elif len(groups) > 1:
-        own = dist.new_group([rank], use_local_synchronization=True)
+        own = dist.new_group([rank], timeout=timeout, use_local_synchronization=True)
     return own

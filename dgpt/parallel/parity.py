@@ -1,5 +1,6 @@
 """Does every topology compute the same? The same steps at several ZeRO stages and TP degrees, against one process."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -22,9 +23,10 @@ class Curve:
     grad_norms: list[float]
 
     def distance(self, other: "Curve") -> float:
-        """Largest relative difference of any loss or norm."""
+        """Largest relative difference of any loss or norm; infinite if one is not finite."""
         pairs = zip(self.losses + self.grad_norms, other.losses + other.grad_norms, strict=True)
-        return max(abs(a - b) / abs(b) for a, b in pairs)
+        distances = [abs(a - b) / abs(b) for a, b in pairs]
+        return max(distances) if all(map(math.isfinite, distances)) else math.inf
 
 
 def topology(config: RunConfig, tp: int, zero_stage: int, sequence_parallel: bool = False) -> RunConfig:
@@ -43,7 +45,7 @@ def random_batch(config: RunConfig, sample: int) -> torch.Tensor:
 
 def run_curve(config: RunConfig, runtime: Runtime, steps: int, dtype: torch.dtype) -> Curve:
     """Train `steps` steps on random tokens over all ranks of `runtime`, with the config's parallelism."""
-    mesh = Mesh(ParallelDims(runtime.world_size, config.parallel.tp), runtime.rank)
+    mesh = Mesh(ParallelDims(runtime.world_size, config.parallel.tp), runtime.rank, config.parallel.timeout_seconds)
     engine = build_engine(config, batch_plan(config, mesh.dp_size), mesh, runtime.device, dtype)
     pairs = [random_step(engine, config, mesh, runtime.device, step) for step in range(steps)]
     return Curve([loss for loss, _ in pairs], [norm for _, norm in pairs])
@@ -68,7 +70,8 @@ def random_step(engine: Engine, config: RunConfig, mesh: Mesh, device: torch.dev
 def topologies(world_size: int, config: RunConfig) -> Iterator[RunConfig]:
     """Every TP degree that divides the world and the model, every ZeRO stage, with and without sequence parallelism."""
     for tp in range(1, world_size + 1):
-        if world_size % tp or config.model.kv_heads % tp:
+        sizes = (world_size, config.model.seq_len, *config.tp_sizes.values())
+        if any(size % tp for size in sizes):
             continue
         for stage, sequence_parallel in _stages(tp):
             yield topology(config, tp, stage, sequence_parallel)
@@ -81,14 +84,13 @@ def _stages(tp: int) -> Sequence[tuple[int, bool]]:
 def compare(config: RunConfig, steps: int, tolerance: float) -> bool:
     """Run every topology of this world in fp32 and print a table; whether all are within `tolerance` of one process."""
     runtime = processes.identify()
+    config = _comparable(config)
     _check(config, runtime)
     processes.join(runtime, config.parallel.timeout_seconds)
-    try:
-        alone = Runtime(rank=0, local_rank=0, world_size=1, device=runtime.device)
-        reference = run_curve(topology(config, 1, 0), alone, steps, torch.float32)
-        rows = [(t.parallel, _measure(t, runtime, steps, reference)) for t in topologies(runtime.world_size, config)]
-    finally:
-        processes.finish()
+    alone = Runtime(rank=0, local_rank=0, world_size=1, device=runtime.device)
+    reference = run_curve(topology(config, 1, 0), alone, steps, torch.float32)
+    rows = [(t.parallel, _measure(t, runtime, steps, reference)) for t in topologies(runtime.world_size, config)]
+    processes.finish()
     if runtime.is_main:
         _print_table(rows, runtime.world_size, steps, tolerance)
     return all(distance <= tolerance for _, distance in rows)
@@ -96,6 +98,18 @@ def compare(config: RunConfig, steps: int, tolerance: float) -> bool:
 
 def _measure(config: RunConfig, runtime: Runtime, steps: int, reference: Curve) -> float:
     return run_curve(config, runtime, steps, torch.float32).distance(reference)
+
+
+def _comparable(config: RunConfig) -> RunConfig:
+    """Without what one process cannot do (offload), ZeRO 3 cannot (compile), or draws other numbers (dropout)."""
+    updates: dict[str, dict[str, object]] = {
+        "model": {"dropout": 0.0},
+        "training": {"compile": False},
+        "parallel": {"offload_optimizer": False, "zero_hpz_partition_size": 1, "zero_quantized_weights": False,
+                     "zero_quantized_gradients": False},
+    }  # fmt: skip
+    parts = {name: getattr(config, name).model_copy(update=values) for name, values in updates.items()}
+    return config.model_copy(update=parts)
 
 
 def _check(config: RunConfig, runtime: Runtime) -> None:

@@ -144,7 +144,7 @@ class OwnRandomness(nn.Module):
         if not self.training:
             return self.module(*args)  # type: ignore[no-any-return]
         seed = int(torch.randint(1 << 62, ())) + self.tp_rank
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
             torch.manual_seed(seed)
             return self.module(*args)  # type: ignore[no-any-return]
 

@@ -129,7 +129,7 @@ def test_a_flipped_bit_in_a_shard(data: Path) -> None:
     content[1000] ^= 1
     shard.write_bytes(content)
     hashes = f"expected sha256 {expected}, found {sha256(content).hexdigest()}\n"
-    assert refusal(config_of(data)).startswith(f"data.path: file '{shard}' is corrupted: {hashes}")
+    assert refusal(config_of(data), world=1).startswith(f"data.path: file '{shard}' is corrupted: {hashes}")
 
 
 @pytest.mark.parametrize("place", ["deep", "deep/run", "deep/run/checkpoints"])
