@@ -22,10 +22,12 @@ $(VENV)/created:
 	touch $@
 
 $(VENV)/installed: pyproject.toml $(VENV)/created
+	@echo "installing torch, deepspeed and the rest into $(VENV); some minutes the first time"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	touch $@
 
 $(VENV)/installed-dev: pyproject.toml $(VENV)/created
+	@echo "installing torch, deepspeed and the rest into $(VENV); some minutes the first time"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@ $(VENV)/installed
 

@@ -90,7 +90,6 @@ class Pretraining:
 
     def _fill_run_dir(self) -> None:
         """A run folder describes itself: its settings, and the tokenizer that reads its model."""
-        self.run_dir.mkdir(parents=True, exist_ok=True)
         (self.run_dir / "config.toml").write_text(to_toml(self.config), encoding="utf-8")
         (self.run_dir / "tokenizer").mkdir(exist_ok=True)
         save_tokenizer(self.setup.tokenizer, self.run_dir / "tokenizer")

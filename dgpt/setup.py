@@ -104,7 +104,7 @@ def hash_of_data(folder: Path) -> str:
 
 
 def check_writable(run_dir: Path) -> None:
-    """Raises UserError if the run folder cannot be made or written to."""
+    """Make the run folder. Raises UserError if it cannot be made or written to."""
     for folder in (run_dir.absolute(), run_dir.absolute() / CHECKPOINTS):
         existing = next(path for path in (folder, *folder.parents) if os.path.exists(path))
         if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
@@ -115,6 +115,11 @@ def check_writable(run_dir: Path) -> None:
             rule="a run writes its config, metrics and checkpoints there",
             fix="set run_dir to a folder of yours, or change the permissions",
         )
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run_dir = '{run_dir}' cannot be made: {error.strerror}", rule="a run writes into its folder",
+                        fix="set run_dir to a folder of yours") from None  # fmt: skip
 
 
 def check_same_data(found: Found, config: RunConfig, data_hash: str) -> None:

@@ -52,6 +52,10 @@ def generate(options: Namespace) -> int:
 
     sampling = Sampling(options.max_new_tokens, options.temperature, options.top_k, options.top_p, options.seed)
     prompts = options.prompts + _lines(options.prompts_file) or [""]
+    for number, prompt in enumerate(prompts, start=1):
+        if not _is_unicode(prompt):
+            raise UserError(f"prompt {number} = {prompt!r} is not valid UTF-8", rule="a prompt is Unicode text",
+                            fix="correct its encoding, or put it into a UTF-8 file for --prompts-file")  # fmt: skip
     model, tokenizer = load_model(options.model)
     for number, completion in enumerate(
         generate_texts(model, tokenizer, prompts, sampling, samples=options.samples, stop_strings=options.stop,
@@ -90,12 +94,12 @@ def _print_checkpoints(rows: "Sequence[Row]") -> None:
     from dgpt.train.console import duration
 
     table = Table()
-    for column in ("step", "tokens", "loss", "size", "age", "whole"):
-        table.add_column(column, justify="left" if column == "whole" else "right")
+    for column in ("step", "tokens", "loss", "size", "age", "whole (verify hashes it)"):
+        table.add_column(column, justify="left" if column.startswith("whole") else "right")
     for row in rows:
         numbers = (str(row.step), _or_dash(row.tokens, ","), _or_dash(row.loss, ".4f"), _or_dash(row.bytes, ",", " B"))
         age = duration(row.age_seconds) if row.age_seconds else "-"
-        table.add_row(*numbers, age, f"no: {row.problem}" if row.problem else "yes")
+        table.add_row(*numbers, age, f"no: {row.problem}" if row.problem else "by size")
     Console().print(table if rows else "no checkpoints here")
 
 
@@ -123,6 +127,11 @@ def _without_nproc(arguments: list[str]) -> list[str]:
     """The workers' command line. torchrun takes --nproc for an abbreviation of its own option."""
     kept = [word for before, word in pairwise(["", *arguments]) if "--nproc" not in (before, word)]
     return [word for word in kept if not word.startswith("--nproc=")]
+
+
+def _is_unicode(text: str) -> bool:
+    """Python hands on bytes of the command line that are not UTF-8 as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _lines(path: Path | None) -> list[str]:

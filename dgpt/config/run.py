@@ -62,7 +62,9 @@ def _min_lr_below_lr(c: RunConfig) -> Iterator[str]:
 def _warmup_fits(c: RunConfig) -> Iterator[str]:
     used = c.schedule.warmup_steps + (c.schedule.decay_steps if c.schedule.kind == "wsd" else 0)
     if used > c.training.steps:
-        yield f"schedule: warmup and decay take {used} steps of training.steps = {c.training.steps}; shorten"
+        yield (f"schedule.warmup_steps = {c.schedule.warmup_steps} and decay_steps = {c.schedule.decay_steps} "
+               f"take {used} steps of training.steps = {c.training.steps}; "
+               f"for example schedule.warmup_steps={c.training.steps // 10}")  # fmt: skip
 
 
 def _tp_divides(c: RunConfig) -> Iterator[str]:
