@@ -94,12 +94,12 @@ def _print_checkpoints(rows: "Sequence[Row]") -> None:
     from dgpt.train.console import duration
 
     table = Table()
-    for column in ("step", "tokens", "loss", "size", "age", "whole (verify hashes it)"):
-        table.add_column(column, justify="left" if column.startswith("whole") else "right")
+    for column in ("step", "tokens", "loss", "size", "age", "whole"):
+        table.add_column(column, justify="left" if column == "whole" else "right")
     for row in rows:
         numbers = (str(row.step), _or_dash(row.tokens, ","), _or_dash(row.loss, ".4f"), _or_dash(row.bytes, ",", " B"))
         age = duration(row.age_seconds) if row.age_seconds else "-"
-        table.add_row(*numbers, age, f"no: {row.problem}" if row.problem else "by size")
+        table.add_row(*numbers, age, f"no: {row.problem}" if row.problem else "yes, by size")
     Console().print(table if rows else "no checkpoints here")
 
 
