@@ -1,7 +1,8 @@
 """The competitors of benchmarks.train: each trains the same model on the same tokens until its gate ends it.
 
 All take AdamW (fused) at the same rate, betas and decay, clip the gradient norm at 1 and read the loss once a round.
-In bf16, `bare` and `ddp` do what dgpt does: a bf16 model, fp32 master weights. `bare-autocast` is the other common way.
+In bf16, `bare` and `ddp` do what dgpt does: a bf16 model, fp32 master weights. `bare-autocast` is the other common way,
+and `bare-kept` keeps freed memory as dgpt does on a CPU, so that against it nothing but the loop differs.
 """
 
 import re
@@ -78,6 +79,8 @@ def _new_model(config: RunConfig, runtime: Runtime) -> GPT:
 
 def _bare(arm: Arm, config: RunConfig, runtime: Runtime, tokens: Path, gate: Gate) -> None:
     """A loop of 15 lines in plain torch, with DistributedDataParallel where there are more processes."""
+    if arm.kind == "bare-kept":
+        processes.keep_freed_memory()
     model = _new_model(config, runtime)
     masters: list[Tensor] = []
     if arm.dtype == "bf16" and arm.kind != "bare-autocast":
@@ -177,6 +180,7 @@ def _dgpt(arm: Arm, config: RunConfig, runtime: Runtime, tokens: Path, gate: Gat
                     dp_rank=dims.dp_rank(runtime.rank), reset_at_document=False)  # fmt: skip
     setup = Setup(config=config, dims=dims, plan=plan, dtype=DTYPES[arm.dtype], train_data=data, val_data=data,
                   loader=loader, tokenizer=_tokenizer(config.model.vocab_size), data_hash="", found=None)  # fmt: skip
+    Path(config.run_dir).mkdir(exist_ok=True)
     _Gated(setup, runtime, gate).run()
 
 

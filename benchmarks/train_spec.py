@@ -57,7 +57,7 @@ SIZES = {
     )
 }
 KINDS = {  # by number of processes
-    1: ("bare", "bare-autocast", "deepspeed-zero1", "deepspeed-zero3", "trainer", "dgpt"),
+    1: ("bare", "bare-kept", "bare-autocast", "deepspeed-zero1", "deepspeed-zero3", "trainer", "dgpt"),
     2: ("ddp", "deepspeed-zero1", "deepspeed-zero3", "trainer", "dgpt-zero1", "dgpt-zero3", "dgpt-tp2"),
 }
 
@@ -74,7 +74,12 @@ def bars_of(processes: int, dtype: str) -> list[Bar]:
         return Bar(Arm(kind, dtype, processes), Arm(peer, dtype, processes), least)
 
     if processes == 1:
-        bars = [bar("dgpt", "bare", 0.98), bar("dgpt", "deepspeed-zero1", None), bar("dgpt", "trainer", None)]
+        bars = [
+            bar("dgpt", "bare-kept", 0.98),
+            bar("dgpt", "bare", 0.98),
+            bar("dgpt", "deepspeed-zero1", None),
+            bar("dgpt", "trainer", None),
+        ]
         return bars + ([Bar(Arm("dgpt", dtype, 1), anchor_of(), 2.7)] if dtype == "bf16" else [])
     bars = [bar("dgpt-zero1", "deepspeed-zero1", 1.05), bar("dgpt-zero3", "deepspeed-zero3", 1.0),
             bar("dgpt-zero1", "ddp", None), bar("dgpt-zero1", "trainer", None)]  # fmt: skip
