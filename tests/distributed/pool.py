@@ -9,13 +9,15 @@ import os
 import tempfile
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable
-from itertools import chain
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch.multiprocessing as mp
+
+JOBS_PER_SET = 20  # DeepSpeed's hooks keep every engine alive, and with it groups whose threads wake all the time
 
 
 class RankError(AssertionError):
@@ -27,8 +29,12 @@ class Pool:
 
     def __init__(self) -> None:
         self.sets: dict[int, list[tuple[Any, Connection]]] = {}
+        self.jobs: Counter[int] = Counter()
 
     def run(self, function: Callable[..., Any], world: int, **kwargs: Any) -> list[Any]:
+        if self.jobs[world] % JOBS_PER_SET == 0:
+            self._stop(self.sets.pop(world, []))
+        self.jobs[world] += 1
         workers = self.sets.setdefault(world, []) or self._start(world)
         with tempfile.TemporaryDirectory() as folder:
             job = (function.__module__, function.__name__, world, str(Path(folder) / "store"), kwargs)
@@ -50,11 +56,16 @@ class Pool:
             self.sets[world].append((worker, ours))
         return self.sets[world]
 
-    def close(self) -> None:
-        for worker, pipe in chain.from_iterable(self.sets.values()):
+    def _stop(self, workers: list[tuple[Any, Connection]]) -> None:
+        for _, pipe in workers:
             pipe.send(None)
-            worker.join(20)
+        for worker, _ in workers:
+            worker.join(5)
             worker.kill()
+
+    def close(self) -> None:
+        for workers in self.sets.values():
+            self._stop(workers)
 
 
 def _serve(pipe: Connection) -> None:
