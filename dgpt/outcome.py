@@ -20,6 +20,7 @@ FAILED = 1
 MISTAKE = 2  # of the user: the message says what to change
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: stopped after a save; start again to go on
 INTERRUPTED = 130  # Ctrl-C
+READER_GONE = 141  # as a shell says it of a process that SIGPIPE ended: `dgpt checkpoint show RUN | head`
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,16 @@ def guard(body: Callable[[], int]) -> int:
     """
     try:
         code = body()
+        sys.stdout.flush()
     except UserError as error:
         return _end(MISTAKE, f"dgpt: {error}")
     except TrainingError as error:
         return _end(FAILED, f"dgpt: {error}")
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return READER_GONE
     except Exception as error:
         return _crash(error)
     return _end(code, "") if code == STOPPED else code

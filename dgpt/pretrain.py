@@ -3,6 +3,8 @@
 import hashlib
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,12 +18,13 @@ from dgpt.config import RunConfig, to_toml
 from dgpt.data.loader import Batch, ValidationLoader
 from dgpt.data.tokenizer import save_tokenizer
 from dgpt.errors import TrainingError
+from dgpt.lease import Lease
 from dgpt.model.flops import flops_per_token, parameter_count, peak_flops
 from dgpt.outcome import DONE, STOPPED
 from dgpt.parallel.engine import Engine, build_engine
 from dgpt.parallel.mesh import Mesh
 from dgpt.preview import preview
-from dgpt.resume import describe, finished, resume
+from dgpt.resume import describe, newest_step, resume
 from dgpt.runtime import Runtime
 from dgpt.setup import Setup, check, check_alike
 from dgpt.train.console import Console
@@ -51,10 +54,27 @@ def pretrain(config: RunConfig) -> int:
     torch.set_float32_matmul_precision(config.precision.float32_matmul)
     processes.join(runtime, config.parallel.timeout_seconds)
     check_alike(setup, runtime)
-    step = finished(setup, runtime)
-    code = _nothing_to_do(step, config, runtime) if step else Pretraining(setup, runtime).run()
+    step = newest_step(setup, runtime)
+    if step >= config.training.steps:
+        code = _nothing_to_do(step, config, runtime)
+    else:
+        with _lease(config, runtime) as lease:
+            code = Pretraining(setup, runtime, lease).run()
     processes.finish()  # not after an error: leaving the group may wait for ranks that are gone
     return code
+
+
+@contextmanager
+def _lease(config: RunConfig, runtime: Runtime) -> Iterator[Lease | None]:
+    """The run folder, held by rank 0 for all. Raises UserError on every rank if another job holds it."""
+    leases: list[Lease] = []
+    stale = config.resume.stale_lock_seconds
+    runtime.on_main(lambda: leases.append(Lease.take(config.run_dir, processes.job_id(), stale_seconds=stale)))
+    try:
+        yield leases[0] if leases else None
+    finally:
+        for lease in leases:
+            lease.release()
 
 
 def _nothing_to_do(step: int, config: RunConfig, runtime: Runtime) -> int:
@@ -67,8 +87,8 @@ def _nothing_to_do(step: int, config: RunConfig, runtime: Runtime) -> int:
 class Pretraining:
     """The components of a run on one rank, and what the loop asks of them."""
 
-    def __init__(self, setup: Setup, runtime: Runtime) -> None:
-        self.setup, self.runtime, self.config = setup, runtime, setup.config
+    def __init__(self, setup: Setup, runtime: Runtime, lease: Lease | None) -> None:
+        self.setup, self.runtime, self.config, self.lease = setup, runtime, setup.config, lease
         self.mesh = Mesh(setup.dims, runtime.rank, self.config.parallel.timeout_seconds)
         self.run_dir = Path(self.config.run_dir)
         self.engine: Engine = build_engine(self.config, setup.plan, self.mesh, runtime.device, setup.dtype)
@@ -79,9 +99,11 @@ class Pretraining:
             MeshEntry(world_size=runtime.world_size, dp_size=self.mesh.dp_size, tp=self.mesh.tp_size,
                       zero_stage=self.config.parallel.zero_stage),
             self._attempt(), keep_last=self.config.checkpoint.keep_last, keep_every=self.config.checkpoint.keep_every,
+            writer=lease,
         )  # fmt: skip
-        self.found = resume(setup, self.engine, runtime)
-        self.start_step = self.found.manifest.step if self.found else 0
+        self.resumed = resume(setup, self.engine, runtime)
+        self.start_step = self.resumed.step if self.resumed else 0
+        self.checkpointer.in_use = self.resumed.found.folder if self.resumed else None
         self.validation = ValidationLoader(
             setup.val_data, seq_len=self.config.model.seq_len, micro_batch_size=setup.plan.micro_batch_size,
             dp_rank=self.mesh.dp_rank, dp_size=self.mesh.dp_size, max_samples=self.config.training.eval_samples,
@@ -97,7 +119,10 @@ class Pretraining:
     def run(self) -> int:
         total, is_main = self.config.training.steps, self.runtime.is_main
         timings = Timings()
-        stopper = Stopper(self.run_dir, is_main=is_main, world_size=self.runtime.world_size, device=self.runtime.device)
+        stopper = Stopper(
+            self.run_dir, is_main=is_main, world_size=self.runtime.world_size, device=self.runtime.device,
+            taken_over=lambda: self.lease is not None and self.lease.lost,
+        )  # fmt: skip
         with stopper, Console(total_steps=total, start_step=self.start_step, enabled=is_main) as self.console:
             if is_main:
                 self._say_hello()
@@ -204,7 +229,7 @@ class Pretraining:
             f"topology: {dims.world_size} ranks = dp {dims.dp} x tp {dims.tp}, ZeRO {config.parallel.zero_stage}",
             f"batch: {plan.global_batch_size} x {config.model.seq_len} tokens in {plan.grad_accum_steps} micro steps",
             f"data: {self.setup.train_data.n_tokens:,} tokens in {config.data.path}, {epochs:.2f} epochs of them",
-            *describe(self.setup, self.found),
+            *describe(self.setup, self.resumed),
         )
         for line in lines:
             self.console.print(line)

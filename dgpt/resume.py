@@ -1,85 +1,104 @@
 """Where a run continues: all ranks load the same checkpoint, or an older one together."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from dataclasses import dataclass
 
+from dgpt import changes
+from dgpt.checkpoint.compatible import check_model
+from dgpt.checkpoint.files import step_of
 from dgpt.checkpoint.find import Found, find_latest, open_checkpoint
 from dgpt.checkpoint.format import CheckpointError
 from dgpt.checkpoint.load import load
-from dgpt.errors import UserError
+from dgpt.checkpoint.peers import Peers
+from dgpt.fragments import Fragment
 from dgpt.parallel.engine import Engine
 from dgpt.runtime import Runtime
-from dgpt.setup import Setup, flat
+from dgpt.setup import Setup
+from dgpt.storage import Place
 
 
-def resume(setup: Setup, engine: Engine, runtime: Runtime) -> Found | None:
+@dataclass(frozen=True)
+class Resumed:
+    """The checkpoint that a run continues from."""
+
+    found: Found
+    passed_over: tuple[str, ...]  # newer ones, each with its reason
+    weights_only: bool  # it lacks a state of this run's optimizer, which starts anew
+
+    @property
+    def step(self) -> int:
+        return self.found.manifest.step
+
+
+def newest_step(setup: Setup, runtime: Runtime) -> int:
+    """Of the newest checkpoint, 0 without one. Raises UserError, on every rank, if the run cannot continue from it."""
+    folder, _ = _choose(setup, {}, runtime)
+    return (step_of(folder) or 0) if folder else 0
+
+
+def resume(setup: Setup, engine: Engine, runtime: Runtime) -> Resumed | None:
     """Load the newest checkpoint that verifies on every rank into the engine; None if there is no checkpoint.
 
     A damaged one is passed over by all ranks together. Raises CheckpointError if none is left.
     """
-    damaged: dict[Path, str] = {}
+    damaged: dict[Place, str] = {}
     while True:
-        folder, found = _agreed(setup.config.run_dir, damaged, runtime)
+        folder, passed_over = _choose(setup, damaged, runtime)
         if folder is None:
             return None
-        found, problem = _load(folder, found, engine, setup)
-        reason = next(filter(None, runtime.gather(problem)), None)
-        if found and reason is None:
-            engine.loaded(found.manifest.step)
-            return found
-        damaged[folder] = reason or ""
+        try:
+            return _load(folder, passed_over, engine, setup, Peers(runtime.rank, runtime.gather))
+        except CheckpointError as error:
+            damaged[folder] = error.summary
 
 
-def finished(setup: Setup, runtime: Runtime) -> int | None:
-    """The step of the newest checkpoint if the run needs no more; rank 0 decides for all. None if there is work."""
-    step = setup.found.manifest.step if setup.found else 0
-    step = runtime.broadcast(step)
-    return step if step >= setup.config.training.steps else None
-
-
-def describe(setup: Setup, found: Found | None) -> Iterator[str]:
+def describe(setup: Setup, resumed: Resumed | None) -> Iterator[str]:
     """What a start says about where it continues."""
-    if found is None:
+    if resumed is None:
         yield f"starting fresh at step 0: no checkpoint in {setup.config.run_dir}"
     else:
-        manifest, mesh = found.manifest, found.manifest.mesh
-        yield from (f"passed over {reason}" for reason in found.skipped)
+        manifest, mesh = resumed.found.manifest, resumed.found.manifest.mesh
+        yield from (f"passed over {reason}" for reason in resumed.passed_over)
         written_by = f"dp {mesh.dp_size} x tp {mesh.tp}, ZeRO {mesh.zero_stage}"
-        yield f"resuming at step {manifest.step} from {found.folder.name}, written by {written_by}"
-        yield from _changes(setup, found)
-    step = found.manifest.step if found else 0
-    yield f"the next batch has fingerprint {setup.loader.fingerprint(step)}"
+        yield f"resuming at step {manifest.step} from {resumed.found.folder.name}, written by {written_by}"
+        if resumed.weights_only:
+            yield f"WARNING, the optimizer starts anew: the checkpoint holds only {', '.join(manifest.states)}"
+        yield from changes.report(resumed.found, setup.config, setup.data_hash, setup.tokenizer.hash)
+    yield f"the next batch has fingerprint {setup.loader.fingerprint(resumed.step if resumed else 0)}"
 
 
-def _changes(setup: Setup, found: Found) -> Iterator[str]:
-    then, now = flat(found.manifest.meta.config), flat(setup.config.model_dump(mode="json"))
-    for name in now:
-        if name != "run_dir" and then.get(name) != now[name]:
-            yield f"changed since the checkpoint: {name} = {then.get(name)} -> {now[name]}"
+Choice = tuple[Place | None, tuple[str, ...]]  # the newest whole checkpoint, and what was passed over
 
 
-def _agreed(run_dir: str, damaged: Mapping[Path, str], runtime: Runtime) -> tuple[Path | None, Found | None]:
-    """The folder that rank 0 chose, opened on rank 0 alone: a file system may show it to one node before another.
+def _choose(setup: Setup, damaged: Mapping[Place, str], runtime: Runtime) -> Choice:
+    """As rank 0 sees it: a file system may show a folder to one node before another. Raises UserError on every rank."""
 
-    Raises rank 0's CheckpointError on every rank.
-    """
-    found, refusal = None, None
-    if runtime.is_main:
-        try:
-            found = find_latest(run_dir, damaged)
-        except UserError as error:
-            refusal = error
-    folder, refusal = runtime.broadcast((found.folder if found else None, refusal))
-    if refusal:
-        raise refusal
-    return folder, found
+    def choose() -> Choice:
+        found = find_latest(setup.config.run_dir, damaged)
+        if found is None:
+            return None, ()
+        check_model(found, setup.config)
+        changes.check_same_data(found, setup.config, setup.data_hash, setup.tokenizer.hash)
+        return found.folder, found.skipped
+
+    return runtime.on_main(choose)
 
 
-def _load(folder: Path, found: Found | None, engine: Engine, setup: Setup) -> tuple[Found | None, str | None]:
-    """The opened checkpoint, and the reason why this rank cannot load it, if there is one."""
-    try:
-        found = found or open_checkpoint(folder)
-        load(found, engine.fragments(), setup.config)
-    except CheckpointError as error:
-        return found, error.summary
-    return found, None
+def _load(folder: Place, passed_over: tuple[str, ...], engine: Engine, setup: Setup, peers: Peers) -> Resumed:
+    """Raises CheckpointError on all ranks if one of them cannot load it."""
+    with peers.agreed():
+        found = open_checkpoint(folder)
+    fragments = engine.fragments()
+    weights_only = not {fragment.state for fragment in fragments} <= set(found.manifest.states)
+    load(found, fragments, setup.config, states={"weight"} if weights_only else None, peers=peers)
+    if weights_only:
+        _forget(fragments)
+    engine.loaded(0 if weights_only else found.manifest.step)
+    return Resumed(found, passed_over, weights_only)
+
+
+def _forget(fragments: list[Fragment]) -> None:
+    """An optimizer that has taken no step."""
+    for fragment in fragments:
+        if fragment.state != "weight":
+            fragment.tensor.zero_()

@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+from dgpt.errors import UserError
 
 T = TypeVar("T")
 AGENT_PID = "DGPT_AGENT_PID"  # set by dgpt.agent for its workers
@@ -36,6 +39,20 @@ class Runtime:
             dist.broadcast_object_list(values, src=0)
         return values[0]
 
+    def on_main(self, action: Callable[[], T]) -> T:
+        """What `action` returns on rank 0, on every rank; a UserError there is raised on every rank."""
+        value: T | None = None
+        refusal: UserError | None = None
+        if self.is_main:
+            try:
+                value = action()
+            except UserError as error:
+                refusal = error
+        value, refusal = self.broadcast((value, refusal))
+        if refusal:
+            raise refusal
+        return value  # type: ignore[return-value]
+
     def gather(self, value: T) -> list[T]:
         """Every rank's value, on every rank."""
         values = [value] * self.world_size
@@ -57,6 +74,11 @@ def rank() -> int:
 def nodes() -> int:
     """Number of nodes that launch/torchrun.sh is told of (NNODES); 1 unless set."""
     return int(os.environ.get("NNODES", "1"))
+
+
+def job_id() -> str:
+    """Of the scheduler; empty without one."""
+    return os.environ.get("SLURM_JOB_ID", "")
 
 
 def report_file() -> Path | None:

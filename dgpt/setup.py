@@ -3,25 +3,24 @@
 import hashlib
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from dgpt.checkpoint.compatible import check_model
 from dgpt.checkpoint.files import FOLDER as CHECKPOINTS
-from dgpt.checkpoint.find import Found, find_latest
 from dgpt.config import BatchPlan, RunConfig, batch_plan, parse_config
 from dgpt.data.loader import Loader
 from dgpt.data.shards import TokenData, open_split, read_index
 from dgpt.data.tokenizer import Tokenizer, load_tokenizer
 from dgpt.errors import UserError
+from dgpt.model.flops import parameter_count
 from dgpt.parallel.engine import check_engine
 from dgpt.parallel.mesh import ParallelDims
 from dgpt.runtime import Runtime, has_fast_bf16
 
-# A change of these would silently change which samples a resumed run sees at a step.
-DATA_ORDER = ("seed", "model.seq_len", "training.global_batch_size", "data.reset_at_document")
+CHECKPOINT_BYTES = 12  # of each parameter: weight and two moments in fp32
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,10 @@ class Setup:
     loader: Loader
     tokenizer: Tokenizer
     data_hash: str
-    found: Found | None
 
 
 def check(config: RunConfig, runtime: Runtime) -> Setup:
-    """Open data and tokenizer, and the newest checkpoint's manifest. Raises UserError for what cannot work."""
+    """Open data and tokenizer, make the run folder. Raises UserError for what cannot work."""
     dims = ParallelDims(runtime.world_size, config.parallel.tp)
     plan = batch_plan(config, dims.dp)
     dtype = compute_dtype(config, runtime.device)
@@ -56,13 +54,11 @@ def check(config: RunConfig, runtime: Runtime) -> Setup:
     config = with_vocab(config, train_data)
     loader = Loader(train_data, seq_len=config.model.seq_len, seed=config.seed, plan=plan,
                     dp_rank=dims.dp_rank(runtime.rank), reset_at_document=config.data.reset_at_document)  # fmt: skip
+    check_local(config.run_dir)
     check_writable(Path(config.run_dir))
+    check_space(config)
     data_hash = hash_of_data(folder)
-    found = find_latest(config.run_dir)
-    if found:
-        check_model(found, config)
-        check_same_data(found, config, data_hash)
-    return Setup(config, dims, plan, dtype, train_data, val_data, loader, tokenizer, data_hash, found)
+    return Setup(config, dims, plan, dtype, train_data, val_data, loader, tokenizer, data_hash)
 
 
 def check_alike(setup: Setup, runtime: Runtime) -> None:
@@ -103,6 +99,27 @@ def hash_of_data(folder: Path) -> str:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
+def check_space(config: RunConfig) -> None:
+    """Raises UserError if the disk has no room for one checkpoint."""
+    needed, free = CHECKPOINT_BYTES * parameter_count(config.model), shutil.disk_usage(config.run_dir).free
+    if needed > free:
+        raise UserError(
+            f"run_dir = '{config.run_dir}' has {free / 1e9:,.1f} GB free, a checkpoint takes {needed / 1e9:,.1f} GB",
+            rule="a run ends with a checkpoint",
+            fix="free space, or set run_dir to a folder on a larger disk",
+        )
+
+
+def check_local(run_dir: str) -> None:
+    """Raises UserError if it is a URL."""
+    if "://" in run_dir:
+        raise UserError(
+            f"run_dir = '{run_dir}' is a URL",
+            rule="a run writes into a folder of a POSIX file system, which all its nodes share",
+            fix="set run_dir to such a folder; `dgpt export` copies a trained model to an object store",
+        )
+
+
 def check_writable(run_dir: Path) -> None:
     """Make the run folder. Raises UserError if it cannot be made or written to."""
     for folder in (run_dir.absolute(), run_dir.absolute() / CHECKPOINTS):
@@ -120,32 +137,3 @@ def check_writable(run_dir: Path) -> None:
     except OSError as error:
         raise UserError(f"run_dir = '{run_dir}' cannot be made: {error.strerror}", rule="a run writes into its folder",
                         fix="set run_dir to a folder of yours") from None  # fmt: skip
-
-
-def check_same_data(found: Found, config: RunConfig, data_hash: str) -> None:
-    """Raises UserError if the run would go on with other data or in another order than its checkpoint."""
-    meta = found.manifest.meta
-    if meta.data_hash != data_hash:
-        raise UserError(
-            f"data.path = '{config.data.path}' holds other data ({data_hash[:12]}) than the checkpoint "
-            f"{found.folder} was trained on ({meta.data_hash[:12]})",
-            rule="a resumed run sees the samples that the uninterrupted run would have seen",
-            fix="give the data of this run, or start a new run_dir",
-        )
-    then, now = flat(meta.config), flat(config.model_dump(mode="json"))
-    for name in (*DATA_ORDER, *(name for name in now if name.startswith("data.sources") and name.endswith("weight"))):
-        if then.get(name) != now[name]:
-            raise UserError(
-                f"{name} = {now[name]} now, {then.get(name)} in the checkpoint {found.folder}",
-                rule="it decides which samples a step sees, and a resumed run goes on where it stood",
-                fix=f"set {name}={then.get(name)}, or start a new run_dir",
-            )
-
-
-def flat(values: object, prefix: str = "") -> dict[str, object]:
-    """A nested config as dotted names."""
-    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else None
-    if items is None:
-        return {prefix: values}
-    dotted = ((f"{prefix}.{key}" if prefix else str(key), value) for key, value in items)
-    return {name: leaf for path, value in dotted for name, leaf in flat(value, path).items()}

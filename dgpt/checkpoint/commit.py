@@ -4,17 +4,22 @@ All ranks write to one temporary folder. Each ends by writing a small report the
 writes the manifest and renames the folder; or, if one failed, deletes it. The others wait for the folder to disappear,
 and see from the final name which of the two it was. A rank that dies leaves the rest waiting: they give up when
 nothing in the folder has grown for `stall_seconds`.
+
+Nobody but the holder of the run folder commits (dgpt.lease). A new holder first renames all temporary folders away; so
+one that lost the lease either sees it when it asks, just before its rename, or finds nothing to rename.
 """
 
 import os
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from errno import ENOSPC
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from pydantic import ValidationError
@@ -33,6 +38,15 @@ from dgpt.checkpoint.format import (
 )
 from dgpt.checkpoint.layout import Layout, Part, merge
 from dgpt.checkpoint.prune import prune
+from dgpt.storage import Place
+
+
+class Writer(Protocol):
+    """The right to commit (dgpt.lease.Lease)."""
+
+    epoch: int
+
+    def held(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -49,6 +63,8 @@ class Job:
     stall_seconds: float
     keep_last: int
     keep_every: int
+    in_use: Place | None = None  # never pruned
+    writer: Writer | None = None  # of rank 0
 
     @property
     def final(self) -> Path:
@@ -80,7 +96,8 @@ def write_and_commit(job: Job, payload: memoryview) -> Outcome:
 
 def _prune(job: Job) -> str | None:
     try:
-        prune(job.root, job.step, job.keep_last, job.keep_every, job.attempt)
+        if job.writer is None or job.writer.held():
+            prune(job.root, job.step, job.keep_last, job.keep_every, job.attempt, in_use=job.in_use)
     except OSError as error:
         return f"an old checkpoint could not be deleted: {error}"
     return None
@@ -91,13 +108,22 @@ def _write_part(job: Job, payload: memoryview) -> Part:
     header = safetensors_header(job.step, job.attempt, layout.tensors, layout.states, layout.table)
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
+        _check_space(job, len(header) + len(payload))
         size, digest = files.write_hashed(path, [header, payload])
     except OSError as error:
         with suppress(OSError):
             path.unlink()  # on a full disk this makes room for the report
         return Part(rank=job.rank, error=f"rank {job.rank} could not write {path.name}: {error}")
     entry = FileEntry(name=path.name, size=size, sha256=digest, fragments=layout.table)
-    return Part(rank=job.rank, states=layout.states, tensors=layout.tensors, file=entry)
+    return layout.part(job.rank, entry)
+
+
+def _check_space(job: Job, size: int) -> None:
+    """Raises OSError if the disk is too full for this rank's file, or on rank 0 for all of them, taken as alike."""
+    free = shutil.disk_usage(job.folder).free
+    needed = size if job.rank else size * job.mesh.world_size - _bytes_in(job.folder)
+    if needed > free:
+        raise OSError(ENOSPC, f"{needed:,} bytes are needed and {free:,} are free")
 
 
 def _commit(job: Job, own: Part) -> str | None:
@@ -117,15 +143,22 @@ def _commit(job: Job, own: Part) -> str | None:
 
 def _collect(job: Job, own: Part) -> list[Part]:
     """The reports of all ranks, in order. Raises OSError when one is overdue, ValueError when one is unreadable."""
-    missing = set(range(job.mesh.world_size))
-    for _ in _patience(job.folder, job.stall_seconds):
-        missing = {rank for rank in missing if not job.report_path(rank).exists()}
-        if own.error and job.rank in missing:
+    paths = [job.report_path(rank) for rank in range(job.mesh.world_size)]
+    missing: list[Path] = []
+    for _ in _patience(lambda: _bytes_in(job.folder), job.stall_seconds):
+        try:
+            names = set(os.listdir(job.folder))
+        except FileNotFoundError:
+            raise OSError(own.error or f"{job.folder.name} was removed while it was written") from None
+        missing = [path for path in paths if path.name not in names]
+        if own.error and paths[job.rank] in missing:
             raise OSError(own.error)
         if not missing:
-            return [Part.model_validate_json(job.report_path(r).read_bytes()) for r in range(job.mesh.world_size)]
-    raise OSError(f"no report from rank {', '.join(map(str, sorted(missing)))}, and {job.folder.name} has not grown "
-                  f"for {job.stall_seconds:g} s")  # fmt: skip
+            return [Part.model_validate_json(path.read_bytes()) for path in paths]
+        with suppress(OSError):
+            os.utime(job.folder)  # a sign of life for the others
+    late = ", ".join(path.stem.removeprefix("rank_").lstrip("0") or "0" for path in missing)
+    raise OSError(f"no report from rank {late}, and {job.folder.name} has not grown for {job.stall_seconds:g} s")
 
 
 def _publish(job: Job, parts: list[Part]) -> None:
@@ -138,6 +171,8 @@ def _publish(job: Job, parts: list[Part]) -> None:
     files.write_whole(job.folder / MANIFEST, content)
     files.write_whole(job.folder / MANIFEST_HASH, f"{sha256(content).hexdigest()}  {MANIFEST}\n".encode())
     files.sync_folder(job.folder)
+    if job.writer and not job.writer.held():
+        raise OSError("another start of this run has taken over the run folder")
     files.replace_folder(job.folder, job.final, job.attempt)
 
 
@@ -147,6 +182,7 @@ def _manifest(job: Job, parts: list[Part]) -> Manifest:
         return Manifest(
             format=FORMAT,
             attempt=job.attempt,
+            epoch=job.writer.epoch if job.writer else 0,
             created=datetime.now(UTC).replace(microsecond=0),
             dgpt=dgpt.__version__,
             torch=torch.__version__,
@@ -163,7 +199,7 @@ def _manifest(job: Job, parts: list[Part]) -> Manifest:
 
 def _await_commit(job: Job) -> str | None:
     """Wait until rank 0 has renamed or deleted the temporary folder. It gives up first, hence twice its patience."""
-    for _ in _patience(job.folder, 2 * job.stall_seconds):
+    for _ in _patience(lambda: _signs_of_rank_0(job), 2 * job.stall_seconds):
         if not job.folder.exists():
             return None if _committed(job) else "rank 0 could not complete it"
     return f"rank 0 did not commit {job.folder.name}"
@@ -177,21 +213,34 @@ def _committed(job: Job) -> bool:
         return False
 
 
-def _patience(folder: Path, stall_seconds: float) -> Iterator[None]:
-    """Yields at growing intervals (10 ms to 1 s), until nothing in `folder` has changed for `stall_seconds`."""
-    delay, seen, since = 0.01, -1, time.monotonic()
+def _patience(look: Callable[[], object], stall_seconds: float) -> Iterator[None]:
+    """Yields at growing intervals (10 ms to 1 s), until what `look` sees has been the same for `stall_seconds`.
+
+    It looks ten times in that span: with a thousand ranks a look at their files is expensive.
+    """
+    delay, seen, changed, looked = 0.01, look(), time.monotonic(), time.monotonic()
     while True:
         yield
-        size = _bytes_in(folder)
-        if size != seen:
-            seen, since = size, time.monotonic()
-        elif time.monotonic() - since > stall_seconds:
-            return
+        now = time.monotonic()
+        if now - looked > stall_seconds / 10:
+            looked, before, seen = now, seen, look()
+            if seen != before:
+                changed = now
+            elif now - changed > stall_seconds:
+                return
         time.sleep(delay)
         delay = min(delay * 1.5, 1.0)
 
 
+def _signs_of_rank_0(job: Job) -> tuple[int, ...]:
+    """It writes its own file first, and then touches the folder while it waits for reports."""
+    with suppress(OSError):
+        file = job.folder / "rank_00000.safetensors"
+        return job.folder.stat().st_mtime_ns, file.stat().st_size
+    return ()
+
+
 def _bytes_in(folder: Path) -> int:
     with suppress(OSError), os.scandir(folder) as entries:
-        return sum(entry.stat(follow_symlinks=False).st_size + 1 for entry in entries)
+        return sum(entry.stat(follow_symlinks=False).st_size for entry in entries)
     return 0

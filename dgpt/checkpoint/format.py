@@ -4,7 +4,7 @@ import json
 import math
 import struct
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, Final, Literal, Self
 
 import torch
@@ -34,7 +34,10 @@ class CheckpointError(UserError):
             rule="a checkpoint is used only if it is exactly what its manifest says (docs/checkpoints.md)",
             fix=fix,
         )
-        self.summary = f"{where}: {reason}"
+        self.summary, self._arguments = f"{where}: {reason}", (where, reason)
+
+    def __reduce__(self) -> tuple[partial["CheckpointError"], tuple[object, str]]:  # type: ignore[override]
+        return partial(CheckpointError, fix=self.fix), self._arguments
 
 
 class Strict(BaseModel):
@@ -114,6 +117,7 @@ class Manifest(Strict):
 
     format: Literal[1]
     attempt: str
+    epoch: Count = 0  # of the lease under which it was committed: a later start of the run has a higher one
     created: datetime  # UTC
     dgpt: str  # versions of the writer
     torch: str

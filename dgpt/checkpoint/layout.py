@@ -2,11 +2,15 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from dgpt.checkpoint.format import DTYPE_NAMES, FileEntry, FragmentTable, Strict, TensorEntry
 from dgpt.fragments import Fragment
+
+_ENTRIES = TypeAdapter(tuple[TensorEntry, ...])
 
 
 class Part(Strict):
@@ -15,7 +19,7 @@ class Part(Strict):
     rank: int
     error: str | None = None
     states: tuple[str, ...] = ()
-    tensors: tuple[TensorEntry, ...] = ()
+    tensors: str = "[]"  # its TensorEntry list as JSON: alike on many ranks, and then parsed once for all
     file: FileEntry | None = None
 
 
@@ -27,6 +31,10 @@ class Layout:
     tensors: tuple[TensorEntry, ...]
     table: FragmentTable
     payload_bytes: int
+
+    def part(self, rank: int, file: FileEntry) -> Part:
+        """The report of a rank that has written its file."""
+        return Part(rank=rank, states=self.states, tensors=_ENTRIES.dump_json(self.tensors).decode(), file=file)
 
 
 @dataclass(frozen=True)
@@ -65,8 +73,8 @@ def plan(fragments: Iterable[Fragment]) -> tuple[Layout, list[Tensor]]:
 def merge(parts: list[Part]) -> tuple[tuple[str, ...], tuple[TensorEntry, ...], tuple[FileEntry, ...]]:
     """States, tensors and files of all ranks, with common indices. Raises ValueError if two ranks contradict."""
     entries: dict[str, TensorEntry] = {}
-    for part in parts:
-        for tensor in part.tensors:
+    for text in {part.tensors: None for part in parts}:
+        for tensor in _parse(text):
             entries[tensor.name] = _merge_entries(entries.get(tensor.name, tensor), tensor)
     states = tuple(dict.fromkeys(state for part in parts for state in part.states))
     tensor_ids, state_ids = _number(entries), _number(states)
@@ -100,8 +108,13 @@ def _number(names: Iterable[str]) -> dict[str, int]:
     return {name: i for i, name in enumerate(names)}
 
 
+@lru_cache(maxsize=2)
+def _parse(text: str) -> tuple[TensorEntry, ...]:
+    return _ENTRIES.validate_json(text)
+
+
 def _renumber(part: Part, file: FileEntry, tensor_ids: dict[str, int], state_ids: dict[str, int]) -> FileEntry:
-    tensors = [tensor_ids[tensor.name] for tensor in part.tensors]
+    tensors = [tensor_ids[tensor.name] for tensor in _parse(part.tensors)]
     states = [state_ids[state] for state in part.states]
     table = file.fragments.model_copy(
         update={

@@ -1,8 +1,9 @@
 """Fill any topology's fragments from any other's: each rank reads just the ranges that it needs."""
 
 from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import BinaryIO, Literal
 
 import numpy as np
@@ -13,12 +14,15 @@ from dgpt.checkpoint.compatible import check_model, check_tensor
 from dgpt.checkpoint.files import open_regular
 from dgpt.checkpoint.find import Found, open_checkpoint
 from dgpt.checkpoint.format import DTYPES, CheckpointError
+from dgpt.checkpoint.peers import ALONE, Peers, share_out
 from dgpt.checkpoint.read import check_hash, check_header, check_size, damaged
 from dgpt.checkpoint.slices import Copy, Ranges, copies
 from dgpt.config import RunConfig
 from dgpt.fragments import Fragment
+from dgpt.storage import Place
 
-BUFFER_BYTES = 32 << 20
+BUFFER_BYTES = 16 << 20
+THREADS = 4  # of a rank: hashing one file is slower than most file systems
 
 
 @dataclass(frozen=True)
@@ -39,20 +43,22 @@ def load(
     *,
     states: Collection[str] | None = None,
     verify: Literal["touched", "none"] = "touched",
+    peers: Peers = ALONE,
 ) -> None:
     """Copy the checkpoint into `fragment.tensor` of every fragment, whatever topology wrote it.
 
     states: load only these, e.g. {"weight"}; None: all that the fragments name. verify: check the sha256 of each file
-    that this rank reads from ("none": only its size and header). Memory beyond the fragments: one buffer of at most
-    32 MiB or one row of a parameter.
-    Raises CheckpointError, before anything is written, if the checkpoint is of another model, lacks a tensor or a
-    state, or has a damaged file among those that this rank reads.
+    that is read from ("none": only its size and header). peers: the ranks that load now, all of them with this call:
+    each file is hashed by one of them. Memory beyond the fragments: THREADS buffers, each of at most 16 MiB or one row
+    of a parameter.
+    Raises CheckpointError, on all peers and before anything is written, if the checkpoint is of another model, lacks a
+    tensor or a state, or has a damaged file among those that are read.
     """
     check_model(found, config)
-    _load(found, [f for f in fragments if states is None or f.state in states], verify)
+    _load(found, [f for f in fragments if states is None or f.state in states], verify, peers)
 
 
-def load_weights(path: str | Path, model: nn.Module) -> None:
+def load_weights(path: str | Place, model: nn.Module) -> None:
     """Fill a whole model, in one process and of any dtype, from a checkpoint of any topology.
 
     path: the checkpoint, or a run folder (its newest one). Raises as `load`.
@@ -65,24 +71,32 @@ def load_weights(path: str | Path, model: nn.Module) -> None:
             raise CheckpointError(found.folder, f"holds '{entry.name}', which this model does not have", fix=fix)
     whole = [Fragment(name, "weight", tuple(p.shape), None, 0, 1, 0, p.detach().view(-1))
              for name, p in parameters.items()]  # fmt: skip
-    _load(found, whole, "touched")
+    _load(found, whole, "touched", ALONE)
 
 
-def _load(found: Found, fragments: list[Fragment], verify: str) -> None:
-    folder, manifest = found.folder, found.manifest
-    reads = [read for fragment in fragments for read in _plan(found, fragment)]
+def _load(found: Found, fragments: list[Fragment], verify: str, peers: Peers) -> None:
     by_file: dict[int, list[_Read]] = {}
-    for read in reads:
-        by_file.setdefault(read.file, []).append(read)
-    for number in by_file:
-        file = manifest.files[number]
-        check_size(folder / file.name, file.size)
-        check_header(folder / file.name, file, manifest)
-        if verify == "touched":
-            check_hash(folder / file.name, file.sha256)
-    buffer = bytearray(max((_buffer_bytes(read) for read in reads), default=0))
-    for number, of_file in by_file.items():
-        _read_file(folder / manifest.files[number].name, of_file, buffer)
+    with peers.agreed():
+        for read in (read for fragment in fragments for read in _plan(found, fragment)):
+            by_file.setdefault(read.file, []).append(read)
+    sizes = [file.size for file in found.manifest.files]
+    to_hash = share_out(peers.gather(sorted(by_file)), sizes)[peers.rank] if verify == "touched" else []
+    with peers.agreed(), ThreadPoolExecutor(THREADS) as threads:
+        list(threads.map(partial(_check_start, found), by_file))
+        list(threads.map(partial(_check_hash, found), to_hash))
+    with ThreadPoolExecutor(THREADS) as threads:
+        list(threads.map(partial(_read_file, found), by_file, by_file.values()))
+
+
+def _check_start(found: Found, number: int) -> None:
+    file = found.manifest.files[number]
+    check_size(found.folder / file.name, file.size)
+    check_header(found.folder / file.name, file, found.manifest)
+
+
+def _check_hash(found: Found, number: int) -> None:
+    file = found.manifest.files[number]
+    check_hash(found.folder / file.name, file.sha256)
 
 
 def _plan(found: Found, f: Fragment) -> list[_Read]:
@@ -108,7 +122,9 @@ def _buffer_bytes(read: _Read) -> int:
     return max(row, min(BUFFER_BYTES, (block.rows - 1) * block.source_stride * size + row))
 
 
-def _read_file(path: Path, reads: list[_Read], buffer: bytearray) -> None:
+def _read_file(found: Found, number: int, reads: list[_Read]) -> None:
+    path = found.folder / found.manifest.files[number].name
+    buffer = bytearray(max(map(_buffer_bytes, reads)))
     try:
         with open_regular(path) as file:
             for read in sorted(reads, key=lambda read: (read.offset, read.block.source_start)):

@@ -1,19 +1,33 @@
 """Which old checkpoints go."""
 
+from itertools import islice
 from pathlib import Path
 
 from dgpt.checkpoint.files import delete_folder, step_folders, step_of
 from dgpt.checkpoint.read import problem_of
+from dgpt.storage import Place
 
 
-def prune(root: Path, step: int, keep_last: int, keep_every: int, attempt: str) -> None:
+def doomed(root: Path, step: int, keep_last: int, keep_every: int, in_use: Place | None = None) -> list[Path]:
+    """What `prune` would delete, newest first. Reads no more manifests than it has to."""
+    reached = [folder for folder in step_folders(root) if (step_of(folder) or 0) <= step]
+    whole = (folder for folder in reached if problem_of(folder) is None)
+    kept = list(islice(whole, keep_last))
+    old = [folder for folder in reached if kept and (step_of(folder) or 0) < (step_of(kept[-1]) or 0)]
+    free = (f for f in old if f != in_use and not (keep_every and (step_of(f) or 0) % keep_every == 0))
+    return [folder for folder in free if problem_of(folder) is None]
+
+
+def prune(
+    root: Path, step: int, keep_last: int, keep_every: int, attempt: str, *, in_use: Place | None = None
+) -> list[Path]:
     """After the checkpoint of `step` is there: keep the newest `keep_last` and the multiples of `keep_every` (0: none).
 
     Damaged ones do not count, and are left for a person to look at; so are those of later steps, which belong to a
-    future that this run went back from. Raises OSError if one cannot be deleted.
+    future that this run went back from, and `in_use`, from which this start of the run continued: its bytes have been
+    read and found right, which is known of no other. Returns what was deleted. Raises OSError if one cannot be.
     """
-    reached = [folder for folder in step_folders(root) if (step_of(folder) or 0) <= step]
-    whole = [folder for folder in reached if problem_of(folder) is None]
-    for folder in whole[keep_last:]:
-        if not (keep_every and (step_of(folder) or 0) % keep_every == 0):
-            delete_folder(folder, attempt)
+    gone = doomed(root, step, keep_last, keep_every, in_use)
+    for folder in gone:
+        delete_folder(folder, attempt)
+    return gone

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from dgpt.checkpoint import files
-from dgpt.checkpoint.commit import Job, Outcome, write_and_commit
+from dgpt.checkpoint.commit import Job, Outcome, Writer, write_and_commit
 from dgpt.checkpoint.format import CheckpointError, MeshEntry, Meta
 from dgpt.checkpoint.layout import plan
 from dgpt.fragments import Fragment
+from dgpt.storage import Place
 
 MAX_FAILURES = 3  # in a row
 
@@ -30,6 +31,7 @@ class Checkpointer:
     attempt: names this start of the job, the same on all ranks and different at each start (letters, digits, dashes).
     report: hears, on the main thread, what went wrong.
     stall_seconds: a save in which no file grows for so long is given up.
+    writer: on rank 0, the lease of the run folder: without it nothing is committed.
     """
 
     def __init__(
@@ -43,14 +45,17 @@ class Checkpointer:
         keep_every: int = 0,
         report: Callable[[str], None] = _to_stderr,
         stall_seconds: float = 300.0,
+        writer: Writer | None = None,
     ) -> None:
         if not fullmatch(r"[A-Za-z0-9-]{1,64}", attempt):
             raise ValueError(f"attempt = '{attempt}' is not 1 to 64 letters, digits and dashes")
         self.root = Path(run_dir) / files.FOLDER
         self.saved_step: int | None = None  # of the newest checkpoint that this process knows to be committed
+        self.in_use: Place | None = None  # the checkpoint from which this start continued: never pruned
+        self._writer = writer
         self._rank, self._mesh, self._attempt, self._stall_seconds = rank, mesh, attempt, stall_seconds
         self._keep_last, self._keep_every, self._report = keep_last, keep_every, report
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer")
         self._running: tuple[int, Future[Outcome]] | None = None
         self._buffer = torch.empty(0, dtype=torch.uint8)
         self._failures = 0
@@ -67,8 +72,8 @@ class Checkpointer:
         layout, tensors = plan(fragments)
         payload = self._copy(tensors, layout.payload_bytes)
         job = Job(self.root, step, self._attempt, self._rank, self._mesh, meta, layout,
-                  self._stall_seconds, self._keep_last, self._keep_every)  # fmt: skip
-        self._running = step, self._writer.submit(write_and_commit, job, payload)
+                  self._stall_seconds, self._keep_last, self._keep_every, self.in_use, self._writer)  # fmt: skip
+        self._running = step, self._thread.submit(write_and_commit, job, payload)
 
     def poll(self) -> None:
         """Report a save that has ended; cheap, for every step. Never raises: ranks may see it at different steps."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pydantic_core import to_jsonable_python
 
 from dgpt.config.run import RunConfig
-from dgpt.config.schema import Section, section_of
+from dgpt.config.section import Section, section_of
 
 
 def settings_help() -> str:

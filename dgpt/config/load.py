@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from dgpt.config.run import RunConfig
-from dgpt.config.schema import section_of
+from dgpt.config.section import section_of
 from dgpt.errors import UserError
 
 

@@ -5,21 +5,20 @@ from typing import Self
 
 from pydantic import model_validator
 
+from dgpt.config.data import DataConfig, TokenizerConfig
 from dgpt.config.schema import (
     ActivationCheckpointingConfig,
     CheckpointConfig,
-    DataConfig,
     LoggingConfig,
     ModelConfig,
-    NotNegative,
     OptimizerConfig,
     ParallelConfig,
     PrecisionConfig,
+    ResumeConfig,
     ScheduleConfig,
-    Section,
-    TokenizerConfig,
     TrainingConfig,
 )
+from dgpt.config.section import NotNegative, Section
 
 
 class RunConfig(Section):
@@ -37,6 +36,7 @@ class RunConfig(Section):
     precision: PrecisionConfig = PrecisionConfig()
     training: TrainingConfig = TrainingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    resume: ResumeConfig = ResumeConfig()
     logging: LoggingConfig = LoggingConfig()
 
     @property

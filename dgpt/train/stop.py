@@ -2,6 +2,7 @@
 
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Self
@@ -9,7 +10,19 @@ from typing import Self
 import torch
 import torch.distributed as dist
 
-REASONS = ("", "the stop file", "SIGINT", "SIGUSR1", "SIGTERM")  # ranks agree on the largest index that one of them has
+from dgpt.errors import TrainingError
+
+TAKEN_OVER = """another start of this run has taken over the run folder, as this one gave no sign of life
+  rule: one job at a time writes to a run folder
+  fix:  nothing is lost: the other start went on from the newest checkpoint"""
+REASONS = (
+    "",
+    "the stop file",
+    "SIGINT",
+    "SIGUSR1",
+    "SIGTERM",
+    TAKEN_OVER,
+)  # ranks agree on the largest index that one of them has
 FILE_CHECK_SECONDS = 1.0  # a look at a shared file system after every step would be too many
 
 
@@ -17,12 +30,17 @@ class Stopper:
     """Whether the run shall save and end; `with Stopper(...) as stopper:` catches the signals.
 
     SIGTERM, SIGUSR1 and the first SIGINT only set a flag, so any number of them during the save does no harm; a second
-    SIGINT (Ctrl-C twice) interrupts at once. Rank 0 also looks for run_dir/stop, and removes it when it is obeyed.
+    SIGINT (Ctrl-C twice) interrupts at once. Rank 0 also looks for run_dir/stop, and removes it when it is obeyed; and
+    asks `taken_over`, whether this job has lost its run folder.
     Once a stop was asked for, the signals stay caught until the process ends.
     """
 
-    def __init__(self, run_dir: Path, *, is_main: bool, world_size: int, device: torch.device) -> None:
+    def __init__(
+        self, run_dir: Path, *, is_main: bool, world_size: int, device: torch.device,
+        taken_over: Callable[[], bool] = lambda: False,
+    ) -> None:  # fmt: skip
         self._file = run_dir / "stop" if is_main else None
+        self._taken_over = taken_over
         self._next_look = 0.0
         self._world_size = world_size
         self._device = device
@@ -60,11 +78,14 @@ class Stopper:
 
         The ranks take the maximum of their flags by an all-reduce that is posted at one step and read at the next, so
         that no host and no device waits for it: with several ranks a stop comes one step after the flag.
+        Raises TrainingError on all ranks when the run folder was taken over: then nothing is to be saved.
         """
-        self._look_for_file()
+        self._look()
         self._agreed = self._asked if self._world_size == 1 else self._exchange()
         if self._agreed and self._file:
             self._file.unlink(missing_ok=True)
+        if self.reason == TAKEN_OVER:
+            raise TrainingError(TAKEN_OVER)
         return self._agreed > 0
 
     def _exchange(self) -> int:
@@ -83,7 +104,9 @@ class Stopper:
             work.wait()
         return int(flag.item())
 
-    def _look_for_file(self) -> None:
+    def _look(self) -> None:
+        if self._taken_over():
+            self._asked = REASONS.index(TAKEN_OVER)
         now = time.monotonic()
         if self._file and not self._asked and now >= self._next_look:
             self._next_look = now + FILE_CHECK_SECONDS

@@ -57,11 +57,9 @@ class Pool:
         return self.sets[world]
 
     def _stop(self, workers: list[tuple[Any, Connection]]) -> None:
-        for _, pipe in workers:
-            pipe.send(None)
         for worker, _ in workers:
-            worker.join(5)
-            worker.kill()
+            worker.kill()  # to end by itself takes seconds: threads of old groups are waited for
+            worker.join()
 
     def close(self) -> None:
         for workers in self.sets.values():
@@ -73,7 +71,8 @@ def _serve(pipe: Connection) -> None:
 
     torch.set_num_threads(1)
     warnings.simplefilter("error", UserWarning)
-    while (job := pipe.recv()) is not None:
+    while True:
+        job = pipe.recv()
         try:
             pipe.send((True, _call(*job)))
         except BaseException:

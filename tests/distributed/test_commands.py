@@ -14,7 +14,7 @@ import pytest
 
 from dgpt.checkpoint import list_checkpoints
 from dgpt.cli import main
-from dgpt.outcome import DONE, MISTAKE, STOPPED
+from dgpt.outcome import DONE, FAILED, MISTAKE, STOPPED
 from dgpt.train.rows import read_rows
 
 STEPS = 120
@@ -60,6 +60,10 @@ def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 def dgpt(folder: Path, *arguments: str) -> tuple[int, str, str]:
     with started(folder, *arguments) as process:
         return end(process)
+
+
+def is_whole(run_dir: Path) -> bool:
+    return main(["checkpoint", "verify", str(run_dir)]) == DONE
 
 
 def losses(run_dir: Path) -> list[tuple[int, float]]:
@@ -165,9 +169,9 @@ def test_checkpoint_lists_verifies_and_shows(folder: Path, capsys: pytest.Captur
     assert [step for step in ("50", "100", "120") if f" {step} " in listed] == ["50", "100", "120"]
     assert listed.count("yes") == 3
     newest = run_dir / "checkpoints" / f"step_{STEPS:08d}"
-    for path in (run_dir, newest):
+    for path, folders in ((run_dir, sorted(newest.parent.iterdir())), (newest, [newest])):
         assert main(["checkpoint", "verify", str(path)]) == DONE
-        assert capsys.readouterr().out == f"{newest}: whole, every hash matches\n"
+        assert capsys.readouterr().out == "".join(f"{folder}: whole, every hash matches\n" for folder in folders)
         assert main(["checkpoint", "show", str(path)]) == DONE
         assert f"\nstep {STEPS}, {STEPS * 8 * 32:,} tokens, {STEPS * 8} samples, " in capsys.readouterr().out
 
@@ -186,3 +190,37 @@ def test_two_ranks_print_a_mistake_once(folder: Path, override: str, message: st
     assert errors.startswith(message)
     assert errors.count("\n") == 3
     assert not (folder / "none").exists()
+
+
+def test_a_second_job_on_a_run_folder_is_refused_and_the_first_is_unharmed(folder: Path) -> None:
+    command = ("pretrain", "run.toml", "--nproc", "2", "run_dir=shared", "training.steps=100000")
+    with started(folder, *command) as first:
+        wait_for_step(folder / "shared", 3)
+        code, output, errors = dgpt(folder, *command)
+        assert (code, output) == (MISTAKE, "")
+        assert "run_dir = 'shared' is in use by process " in errors
+        assert "fix:  stop that job or wait for its end, or give this run another run_dir" in errors
+        first.send_signal(signal.SIGTERM)
+        code, output, _ = end(first)
+    assert code == STOPPED
+    assert f"stopped by SIGTERM at step {list_checkpoints(folder / 'shared')[-1].step}, saved" in output
+    assert is_whole(folder / "shared")
+
+
+def test_a_job_that_wakes_after_its_folder_was_taken_over_commits_nothing(folder: Path) -> None:
+    command = ("pretrain", "run.toml", "--nproc", "1", "run_dir=asleep", "checkpoint.every_steps=5",
+               "resume.stale_lock_seconds=2")  # fmt: skip
+    with started(folder, *command) as first:
+        wait_for_step(folder / "asleep", 20)
+        first.send_signal(signal.SIGSTOP)
+        time.sleep(0.5)  # its last sign of life is no longer fresh
+        code, output, _ = dgpt(folder, *command)
+        assert (code, f"finished: step {STEPS}, asleep" in output) == (DONE, True)
+        before = {path: path.stat().st_mtime_ns for path in (folder / "asleep" / "checkpoints").rglob("*")}
+        first.send_signal(signal.SIGCONT)
+        code, output, errors = end(first)
+        assert code == FAILED
+        assert "another start of this run has taken over the run folder" in errors
+    after = {path: path.stat().st_mtime_ns for path in (folder / "asleep" / "checkpoints").rglob("*")}
+    assert after == before
+    assert is_whole(folder / "asleep")

@@ -7,16 +7,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2] / "dgpt"
-ENTRYPOINTS = {"cli", "verbs", "pretrain", "setup", "resume", "preview", "generate"}
+ENTRYPOINTS = {"cli", "verbs", "pretrain", "setup", "resume", "changes", "preview", "generate",
+               "export", "checkpoint_verbs"}  # fmt: skip
 ALLOWED = {
     "errors": set(),
     "fragments": set(),
     "config": {"errors"},
     "runtime": {"errors"},
+    "lease": {"errors"},
+    "storage": {"errors"},
+    "tables": set(),
     "model": {"config", "errors"},
-    "data": {"config", "errors"},
+    "data": {"config", "errors", "storage"},
     "parallel": {"config", "errors", "fragments", "model", "runtime", "train"},
-    "checkpoint": {"config", "errors", "fragments", "model", "runtime"},
+    "checkpoint": {"config", "errors", "fragments", "model", "runtime", "storage"},
     "train": {"config", "errors", "model"},
     "launch": {"errors", "runtime"},
     "agent": {"outcome", "runtime"},

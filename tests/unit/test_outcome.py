@@ -3,6 +3,8 @@
 import json
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,6 +54,17 @@ def test_a_crash_alone_prints_its_trace(capsys: pytest.CaptureFixture[str]) -> N
     errors = capsys.readouterr().err
     assert errors.startswith("Traceback")
     assert errors.rstrip().endswith("ZeroDivisionError: by zero")
+
+
+def test_a_reader_that_goes_away_is_no_failure() -> None:
+    """As in `dgpt checkpoint show RUN | head -1`."""
+    program = "import sys; from dgpt import outcome; sys.exit(outcome.guard(lambda: print('x' * 100000) or 0))"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert process.returncode == outcome.READER_GONE
 
 
 def test_a_worker_reports_instead_and_a_stop_is_no_failure(

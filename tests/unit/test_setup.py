@@ -5,6 +5,7 @@ import os
 import shutil
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import torch
 from dgpt.config import RunConfig, load_config
 from dgpt.errors import UserError
 from dgpt.runtime import Runtime
-from dgpt.setup import Setup, check, compute_dtype, flat, hash_of_data
+from dgpt.setup import Setup, check, compute_dtype, hash_of_data
 
 CPU = torch.device("cpu")
 
@@ -56,7 +57,6 @@ def test_a_run_that_can_start(tiny_data: Path, tmp_path: Path) -> None:
         assert (setup.dims.dp, setup.dims.tp, setup.plan.grad_accum_steps) == (2, 2, 2)
         assert setup.config.model.vocab_size == setup.tokenizer.vocab_size == 300
         assert setup.loader.dp_rank == rank // 2
-        assert setup.found is None
     assert len({setup.loader.fingerprint(3) for setup in setups}) == 1
 
 
@@ -167,5 +167,14 @@ def test_the_compute_type_is_as_set_or_what_the_device_does_fast(monkeypatch: py
         assert compute_dtype(load_config(None, ["precision.dtype=fp32"]), CPU) == torch.float32
 
 
-def test_flat_names_every_leaf() -> None:
-    assert flat({"a": 1, "b": {"c": [2, {"d": 3}], "e": {}}}) == {"a": 1, "b.c.0": 2, "b.c.1.d": 3}
+def test_a_run_folder_that_is_a_url(tiny_data: Path) -> None:
+    message = refusal(config_of(tiny_data, "run_dir=s3://bucket/run"))
+    assert message.startswith("run_dir = 's3://bucket/run' is a URL\n")
+
+
+def test_a_disk_without_room_for_one_checkpoint(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10_000))
+    with pytest.raises(UserError, match=r"has 0\.0 GB free, a checkpoint takes 0\.\d GB"):
+        check(config_of(tiny_data, f"run_dir={tmp_path}", "model.n_embd=256"), Runtime(0, 0, 1, CPU))

@@ -1,0 +1,66 @@
+"""What differs between a run and the checkpoint that it continues from: refused, warned of, or just said."""
+
+from collections.abc import Iterator
+
+from dgpt.checkpoint.find import Found
+from dgpt.config import RunConfig
+from dgpt.errors import UserError
+
+# These decide which samples a step sees.
+DATA_ORDER = ("seed", "model.seq_len", "training.global_batch_size", "data.reset_at_document")
+# A change of these leaves the curve as it is, but for rounding.
+FREE = ("data.", "tokenizer.", "parallel.", "activation_checkpointing.", "checkpoint.", "logging.", "resume.",
+        "training.micro_batch_size", "training.eval_", "training.loss_chunk_tokens", "training.compile")  # fmt: skip
+ALLOWED = "resume.allow_data_change=true goes on nevertheless, at the same position of another stream of samples"
+
+
+def check_same_data(found: Found, config: RunConfig, data_hash: str, tokenizer_hash: str) -> None:
+    """Raises UserError if the run would see other samples than the run that never stopped, unless that is allowed."""
+    change = next(data_changes(found, config, data_hash, tokenizer_hash), None)
+    if change and not config.resume.allow_data_change:
+        what, fix = change
+        raise UserError(what, rule="a resumed run sees the samples that the uninterrupted run would have seen",
+                        fix=f"{fix}, or start a new run_dir; {ALLOWED}")  # fmt: skip
+
+
+def data_changes(
+    found: Found, config: RunConfig, data_hash: str, tokenizer_hash: str
+) -> Iterator[tuple[str, str]]:  # fmt: skip
+    """Each difference that changes the samples, and how to undo it."""
+    meta, where = found.manifest.meta, config.data.path
+    hashes = (("a tokenizer", tokenizer_hash, meta.tokenizer_hash), ("data", data_hash, meta.data_hash))
+    for what, ours, theirs in hashes:
+        if ours != theirs:
+            change = f"'{where}' holds {what} ({ours[:12]}) other than that of the checkpoint {found.folder}"
+            yield f"data.path = {change} ({theirs[:12]})", "give the data of this run"
+    for name, then, now in differences(found, config):
+        if name in DATA_ORDER or (name.startswith("data.sources") and name.endswith("weight")):
+            yield f"{name} = {now} now, {then} in the checkpoint {found.folder}", f"set {name}={then}"
+
+
+def differences(found: Found, config: RunConfig) -> Iterator[tuple[str, object, object]]:
+    """(setting, value in the checkpoint, value now), where they differ."""
+    then, now = flat(found.manifest.meta.config), flat(config.model_dump(mode="json"))
+    for name in now:
+        if name != "run_dir" and then.get(name) != now[name]:
+            yield name, then.get(name), now[name]
+
+
+def report(found: Found, config: RunConfig, data_hash: str, tokenizer_hash: str) -> Iterator[str]:
+    """A line for each difference, those that bend the curve first."""
+    samples = list(data_changes(found, config, data_hash, tokenizer_hash))
+    yield from (f"WARNING, other samples from here on (resume.allow_data_change): {what}" for what, _ in samples)
+    others = [change for change in differences(found, config) if change[0] not in DATA_ORDER]
+    for free, what in ((False, "WARNING, this bends the curve"), (True, "changed since the checkpoint")):
+        for name, then, now in others:
+            if name.startswith(FREE) == free:
+                yield f"{what}: {name} = {then} -> {now}"
+
+
+def flat(values: object, prefix: str = "") -> dict[str, object]:
+    """A nested config as dotted names."""
+    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else None
+    if items is None:
+        return {prefix: values}
+    dotted = ((f"{prefix}.{key}" if prefix else str(key), value) for key, value in items)
+    return {name: leaf for path, value in dotted for name, leaf in flat(value, path).items()}

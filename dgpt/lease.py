@@ -1,0 +1,201 @@
+"""One writer for a run folder: a lease that lives as long as its holder shows signs of life, and fences off the rest.
+
+The lease is a file run_dir/lock/<epoch>.json. To take it is to create the file of the next epoch, which succeeds for
+one process only (O_EXCL), and to remove the file of the one before. The holder touches its file every few seconds; when
+that fails because the file is gone, it has lost the lease. So a process that was stopped for minutes cannot mistake
+itself for the holder: `held` asks the file system, and a checkpoint is committed only after it said yes.
+
+The age of a sign of life is the difference of two times of the same file server: clocks of nodes are not compared.
+Source of the idea: Kleppmann, How to do distributed locking, 2016 (fencing tokens).
+"""
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from errno import ESTALE
+from pathlib import Path
+from typing import Self
+from uuid import uuid4
+
+from dgpt.errors import UserError
+
+FOLDER = "lock"
+BEATS = 12  # signs of life in the time after which a holder counts as dead
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a run folder."""
+
+    host: str
+    boot: str  # of the machine, and the process namespace: what makes a pid mean something; empty if unknown
+    pid: int
+    started: int  # when the process began, in clock ticks after the boot: what makes a pid unique
+    job: str  # of the scheduler, or empty
+
+    @classmethod
+    def this(cls, job: str) -> "Holder":
+        return cls(socket.gethostname(), _boot(), os.getpid(), _started(os.getpid()) or 0, job)
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}" + f" (job {self.job})" * bool(self.job)
+
+    @property
+    def fate(self) -> bool | None:
+        """Whether its process lives; None if that cannot be seen from here."""
+        if not self.boot or self.boot != _boot():
+            return None
+        return _started(self.pid) == self.started
+
+
+class Lease:
+    """The right to write to a run folder. Use as a context: leaving it gives the folder free."""
+
+    def __init__(self, path: Path, beat_seconds: float) -> None:
+        self.path, self.epoch, self.lost = path, _epoch(path), False
+        self._ended = threading.Event()
+        self._beat = threading.Thread(target=self._live, args=(beat_seconds,), name="lease", daemon=True)
+        self._beat.start()
+
+    @classmethod
+    def take(cls, run_dir: str | Path, job: str = "", *, stale_seconds: float = 60.0) -> "Lease":
+        """Wait until the folder is free, or its holder counts as dead; then it is ours.
+
+        stale_seconds: without a sign of life for so long, a holder counts as dead. Raises UserError that names the
+        holder when it lives.
+        """
+        beat_seconds = stale_seconds / BEATS
+        folder = Path(run_dir) / FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            newest = _newest(folder)
+            if newest and newest.suffix == ".json":
+                _outlive(newest, run_dir, beat_seconds, stale_seconds)
+            path = folder / f"{(_epoch(newest) if newest else 0) + 1:08d}.json"
+            if _create(path, Holder.this(job)):
+                return cls(path, beat_seconds)
+
+    def held(self) -> bool:
+        """Whether this is still the holder; asks the file system, and is a sign of life."""
+        try:
+            os.utime(self.path)
+        except OSError as error:  # any other error is the file system's trouble, which the write that follows will see
+            self.lost = self.lost or isinstance(error, FileNotFoundError) or error.errno == ESTALE
+        return not self.lost
+
+    def release(self) -> None:
+        """Give the folder free. The epoch stays, so that the next one is higher."""
+        self._ended.set()
+        self._beat.join()
+        with suppress(FileNotFoundError):
+            self.path.rename(self.path.with_suffix(".free"))
+
+    def _live(self, seconds: float) -> None:
+        while not self._ended.wait(seconds) and self.held():
+            pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def _boot() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> int | None:
+    """None if there is no such process, or only its remains."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    fields = status.rpartition(")")[2].split()  # from field 3 of proc_pid_stat(5) on; the name before may hold anything
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _epoch(path: Path) -> int:
+    return int(path.stem)
+
+
+def _newest(folder: Path) -> Path | None:
+    """The file of the highest epoch: .json is held or was left by a dead holder, .free was given back."""
+    found = [path for path in folder.iterdir() if path.suffix in (".json", ".free") and path.stem.isdecimal()]
+    return max(found, key=_epoch, default=None)
+
+
+def _create(path: Path, holder: Holder) -> bool:
+    """Make the file of an epoch, and remove those before it. False if another process was first, or went past us."""
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            json.dump(asdict(holder), file)
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        return False
+    for other in path.parent.iterdir():
+        if other.stem.isdecimal() and _epoch(other) < _epoch(path):
+            other.unlink(missing_ok=True)
+    if _newest(path.parent) == path:
+        return True
+    path.unlink(missing_ok=True)
+    return False
+
+
+def _outlive(path: Path, run_dir: str | Path, beat_seconds: float, stale_seconds: float) -> None:
+    """Return when the holder counts as dead. Raises UserError when it lives."""
+    first, told = _touched(path), False
+    while (touched := _touched(path)) is not None:
+        holder, age = _read(path), _file_server_time(path.parent) - touched
+        fate = holder.fate if holder else None
+        if fate is False or age > stale_seconds:
+            return
+        if touched != first or (fate and age < 3 * beat_seconds):
+            raise _in_use(run_dir, holder, age)
+        if not told:
+            told = True
+            print(f"waiting: {run_dir} is held by {holder or 'a process that does not say who it is'}; without a sign "
+                  f"of life for {stale_seconds:g} s it counts as dead", file=sys.stderr, flush=True)  # fmt: skip
+        time.sleep(beat_seconds / 10)
+
+
+def _in_use(run_dir: str | Path, holder: Holder | None, age: float) -> UserError:
+    return UserError(
+        f"run_dir = '{run_dir}' is in use by {holder or 'another process'}, which lived {max(age, 0):.0f} s ago",
+        rule="one job at a time writes to a run folder",
+        fix="stop that job or wait for its end, or give this run another run_dir",
+    )
+
+
+def _touched(path: Path) -> float | None:
+    """Time of the last sign of life; None if the file is gone. NFS asks the server when a file is opened."""
+    with suppress(FileNotFoundError), open(path, "rb") as file:
+        return os.fstat(file.fileno()).st_mtime
+    return None
+
+
+def _read(path: Path) -> Holder | None:
+    """None if the file is gone or not yet whole."""
+    try:
+        return Holder(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _file_server_time(folder: Path) -> float:
+    probe = folder / f"probe-{uuid4().hex}"
+    probe.touch()
+    try:
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)

@@ -1,0 +1,120 @@
+"""Only the holder of the run folder commits."""
+
+import threading
+from dataclasses import dataclass, field
+
+import pytest
+
+from dgpt.checkpoint import Checkpointer, commit, files, find_latest
+from dgpt.lease import Lease
+
+
+@dataclass
+class Right:
+    """A lease that says what a test wants."""
+
+    epoch: int = 7
+    answers: list[bool] = field(default_factory=list)
+
+    def held(self) -> bool:
+        return self.answers.pop(0)
+
+
+@pytest.fixture
+def one(tmp_path, topology):
+    """one(right): the single rank of a job with that right to write."""
+    return lambda right, **options: Checkpointer(
+        tmp_path, 0, topology(1, 1, 1).mesh, "a1", writer=right, report=options.pop("report", print), **options
+    )
+
+
+def test_the_epoch_is_in_the_manifest(tmp_path, one, topology, state, meta):
+    with Lease.take(tmp_path), Lease.take(tmp_path / "other"):
+        pass
+    with Lease.take(tmp_path) as lease:
+        checkpointer = one(lease)
+        checkpointer.save(1, topology(1, 1, 1).cut(state(seed=1))[0], meta())
+        checkpointer.wait()
+    assert find_latest(tmp_path).manifest.epoch == lease.epoch == 2
+
+
+def test_one_that_lost_the_folder_commits_nothing(tmp_path, one, topology, state, meta):
+    said = []
+    checkpointer = one(Right(answers=[False]), report=said.append)
+    checkpointer.save(1, topology(1, 1, 1).cut(state(seed=1))[0], meta())
+    checkpointer.wait()
+    assert "CHECKPOINT NOT SAVED at step 1" in said[0]
+    assert "another start of this run has taken over the run folder" in said[0]
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_one_that_loses_the_folder_between_the_question_and_the_rename_commits_nothing(
+    monkeypatch, tmp_path, one, topology, job, state, meta
+):
+    """It is asked, says yes, sleeps; the next start cleans up and saves; it wakes and finds nothing to rename."""
+    asked, wake, said = threading.Event(), threading.Event(), []
+    real = files.replace_folder
+
+    def replace_folder(new, final, attempt):
+        if attempt == "a1":
+            asked.set()
+            assert wake.wait(timeout=30)
+        real(new, final, attempt)
+
+    monkeypatch.setattr(files, "replace_folder", replace_folder)
+    checkpointer = one(Right(answers=[True]), report=said.append)
+    checkpointer.save(5, topology(1, 1, 1).cut(state(seed=1))[0], meta())
+    assert asked.wait(timeout=30)
+    job(topology(1, 1, 1), attempt="a2").save(5, state(seed=2))
+    wake.set()
+    checkpointer.wait()
+    assert "CHECKPOINT NOT SAVED at step 5" in said[0]
+    assert find_latest(tmp_path).manifest.attempt == "a2"
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000005"]
+
+
+def test_one_that_lost_the_folder_after_its_commit_prunes_nothing(tmp_path, one, topology, job, state, meta):
+    job(topology(1, 1, 1)).save(1, state(seed=1))
+    checkpointer = one(Right(answers=[True, False]), keep_last=1)
+    checkpointer.save(2, topology(1, 1, 1).cut(state(seed=1))[0], meta())
+    checkpointer.wait()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_00000001", "step_00000002"]
+
+
+def test_the_checkpoint_that_the_run_came_from_is_not_pruned(tmp_path, topology, job, state):
+    job(topology(1, 1, 1)).save(1, state(seed=1))
+    again = job(topology(1, 1, 1), attempt="a2", keep_last=1)
+    again.ranks[0].in_use = tmp_path / "checkpoints" / "step_00000001"
+    for step in (2, 3, 4):
+        again.save(step, state(seed=1))
+    assert again.steps == [1, 4]
+
+
+def test_a_folder_that_somebody_removes_while_it_is_written_is_noticed_at_once(monkeypatch, topology, job, state, meta):
+    """Long before the patience of rank 0 is over."""
+    both = job(topology(1, 2, 1), stall_seconds=1000)
+    real = commit._collect
+
+    def collect(running, own):
+        files.delete_folder(running.folder, "somebody")
+        return real(running, own)
+
+    monkeypatch.setattr(commit, "_collect", collect)
+    both.ranks[0].save(1, both.topology.cut(state(seed=1))[0], meta())
+    both.ranks[0].wait()
+    assert "step_00000001.tmp-a1 was removed while it was written" in both.said[0]
+
+
+@pytest.mark.parametrize(("rank", "free"), [(0, 5_000), (1, 2_000)])
+def test_a_disk_too_full_is_found_before_anything_is_written(
+    rank, free, monkeypatch, tmp_path, topology, job, state, meta
+):
+    """Rank 0 asks for the space of all files, the others each for that of their own, some 3,600 bytes."""
+    both = job(topology(1, 2, 1), stall_seconds=0.2)
+    monkeypatch.setattr(commit.shutil, "disk_usage", lambda path: type("Usage", (), {"free": free})())
+    monkeypatch.setattr(files, "write_hashed", lambda path, chunks: pytest.fail("written") if "safe" in path.name
+                        else (0, ""))  # fmt: skip
+    both.ranks[rank].save(1, both.topology.cut(state(seed=1))[rank], meta())
+    both.ranks[rank].wait()
+    assert f"rank {rank} could not write" in both.said[0]
+    assert f"bytes are needed and {free:,} are free" in both.said[0]
