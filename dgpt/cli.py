@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dgpt import __version__, outcome, verbs
+from dgpt import __version__, checkpoint_verbs, outcome, verbs
 from dgpt.config import RunConfig, load_config, settings_help, to_toml
+from dgpt.storage import place
 
 Command = Callable[[argparse.Namespace], int]
+_CHECKPOINT = "a checkpoint, or a run folder: its newest one; a path or a URL (s3://...)"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"dgpt {__version__}")
     subparsers = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for add in (_prepare, _pretrain, _generate, _checkpoint, _tensorboard, _parity):
+    for add in (_prepare, _pretrain, _generate, _checkpoint, _export, _tensorboard, _parity):
         add(subparsers)
     return parser
 
@@ -99,7 +101,7 @@ def _pretrain(subparsers: Verbs) -> None:
 def _generate(subparsers: Verbs) -> None:
     text = "continue prompts with a trained model, from a checkpoint of any topology"
     parser = _verb(subparsers, "generate", verbs.generate, text)
-    parser.add_argument("model", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run folder, or one of its checkpoints")
+    parser.add_argument("model", type=place, metavar="RUN_OR_CHECKPOINT", help=f"{_CHECKPOINT}; or an export")
     parser.add_argument("prompts", metavar="PROMPT", nargs="*", help="text to continue (none: start a new document)")
     parser.set_defaults(list_name="prompts")
     parser.add_argument("--prompts-file", type=Path, help="a file with one prompt per line")
@@ -114,10 +116,67 @@ def _generate(subparsers: Verbs) -> None:
 
 
 def _checkpoint(subparsers: Verbs) -> None:
-    text = "what is in a run folder, and whether it is whole"
-    parser = _verb(subparsers, "checkpoint", verbs.checkpoint, text)
-    parser.add_argument("action", choices=("list", "verify", "show"))
-    parser.add_argument("path", type=Path, help="a run folder (list), or a checkpoint or run folder (verify, show)")
+    text = "look at the checkpoints of a run, compare, thin out and average them"
+    parser = _verb(subparsers, "checkpoint", checkpoint_verbs.show, text)
+    actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
+    for add in (_list, _show, _verify, _diff, _prune, _average):
+        add(actions)
+
+
+def _list(actions: Verbs) -> None:
+    text = "step, tokens, loss, size and age of each checkpoint of a run, and whether it is whole by its sizes"
+    parser = _verb(actions, "list", checkpoint_verbs.list_, text)
+    parser.add_argument("run", type=place, metavar="RUN", help="a run folder")
+
+
+def _show(actions: Verbs) -> None:
+    parser = _verb(actions, "show", checkpoint_verbs.show, "progress, topology and tensors of a checkpoint")
+    parser.add_argument("path", type=place, metavar="PATH", help=_CHECKPOINT)
+
+
+def _verify(actions: Verbs) -> None:
+    text = "read every byte and compare with the hashes; exit code 0: whole, 2: damaged"
+    parser = _verb(actions, "verify", checkpoint_verbs.verify, text)
+    parser.add_argument("path", type=place, metavar="PATH", help="a checkpoint, or a run folder: all that it holds")
+
+
+def _diff(actions: Verbs) -> None:
+    text = "compare the tensors of two checkpoints of any topology; exit code 0: equal, every bit, 1: not, 2: a mistake"
+    parser = _verb(actions, "diff", checkpoint_verbs.diff, text)
+    for name in ("a", "b"):
+        parser.add_argument(name, type=place, metavar=name.upper(), help=_CHECKPOINT)
+    parser.add_argument("--all", action="store_true", help="show every tensor, not only the most different")
+
+
+def _prune(actions: Verbs) -> None:
+    text = "delete old checkpoints of a run that has ended; damaged ones neither count nor go"
+    parser = _verb(actions, "prune", checkpoint_verbs.prune, text)
+    parser.add_argument("run", type=place, metavar="RUN", help="a run folder")
+    parser.add_argument("--keep-last", type=_positive, required=True, metavar="K", help="keep the newest K whole ones")
+    parser.add_argument("--keep-every", type=_positive, default=0, metavar="N", help="keep multiples of N steps too")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would go")
+
+
+def _average(actions: Verbs) -> None:
+    text = "write the mean of the weights of several checkpoints, as a folder that `dgpt generate` takes"
+    parser = _verb(actions, "average", checkpoint_verbs.average, text)
+    parser.add_argument("sources", type=place, metavar="PATH", nargs="+", help=f"two or more; each {_CHECKPOINT}")
+    parser.set_defaults(list_name="sources")
+    parser.add_argument("--output", type=place, required=True, metavar="FOLDER", help="a new folder or URL")
+
+
+def _export(subparsers: Verbs) -> None:
+    text = "write a model's weights, settings and tokenizer to one folder, which `dgpt generate` takes"
+    parser = _verb(subparsers, "export", verbs.export, text)
+    parser.add_argument("source", type=place, metavar="PATH", help=_CHECKPOINT)
+    parser.add_argument("output", type=place, metavar="FOLDER", help="a new folder or URL")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the weights (default: fp32)")
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
 
 
 def _tensorboard(subparsers: Verbs) -> None:

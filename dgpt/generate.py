@@ -1,24 +1,48 @@
-"""A trained model in one process, for sampling: from a run folder or one checkpoint, whatever topology wrote it."""
+"""A trained model in one process, for sampling: from a run folder, a checkpoint or an export, of any topology."""
 
 from pathlib import Path
 
 import torch
 
 from dgpt.checkpoint.compatible import read_config
-from dgpt.checkpoint.find import open_checkpoint
+from dgpt.checkpoint.find import Found, open_checkpoint
 from dgpt.checkpoint.load import load_weights
-from dgpt.data.tokenizer import Tokenizer, load_tokenizer
+from dgpt.data.tokenizer import SETTINGS_FILE, Tokenizer, load_tokenizer
+from dgpt.errors import UserError
 from dgpt.model.gpt import GPT
+from dgpt.storage import Place
 
 
-def load_model(path: Path) -> tuple[GPT, Tokenizer]:
+def load_model(path: str | Place) -> tuple[GPT, Tokenizer]:
     """The model in fp32 on the GPU if there is one, and its tokenizer. Raises UserError if `path` holds neither."""
     found = open_checkpoint(path)
+    tokenizer = tokenizer_of(found)
     with torch.device("meta"):
         model = GPT(read_config(found).model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to_empty(device=device)
     model.tie_weights()
     load_weights(found.folder, model)
-    run_dir = found.folder.resolve().parents[1]
-    return model.eval(), load_tokenizer(run_dir / "tokenizer")
+    return model.eval(), tokenizer
+
+
+def tokenizer_of(found: Found) -> Tokenizer:
+    """The tokenizer in the checkpoint's own folder (an export), or else in its run folder.
+
+    Raises UserError if there is none, or if the model was trained with another.
+    """
+    folder = found.folder.resolve() if isinstance(found.folder, Path) else found.folder
+    chosen = own_tokenizer(found.folder) or folder.parent.parent / "tokenizer"
+    tokenizer, expected = load_tokenizer(chosen), found.manifest.meta.tokenizer_hash
+    if tokenizer.hash != expected:
+        raise UserError(f"'{chosen}' is tokenizer {tokenizer.hash[:12]}, but {found.folder} was trained with "
+                        f"{expected[:12]}", rule="a model reads and writes the ids of its own tokenizer",
+                        fix="restore the tokenizer folder that belongs to this model")  # fmt: skip
+    return tokenizer
+
+
+def own_tokenizer(folder: Place) -> Place | None:
+    """The tokenizer folder in a checkpoint's own folder, if it has one."""
+    inside = folder / "tokenizer"
+    sign = inside if isinstance(inside, Path) else inside / SETTINGS_FILE  # some stores know files alone
+    return inside if sign.exists() else None

@@ -2,17 +2,13 @@
 
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dgpt import outcome
 from dgpt.config import RunConfig
 from dgpt.errors import UserError
-
-if TYPE_CHECKING:
-    from dgpt.checkpoint import Row
+from dgpt.tables import size_text
 
 
 def prepare(config: RunConfig, options: Namespace) -> int:
@@ -67,44 +63,12 @@ def generate(options: Namespace) -> int:
     return outcome.DONE
 
 
-def checkpoint(options: Namespace) -> int:
-    from dgpt.checkpoint import find, report
-    from dgpt.checkpoint.format import MANIFEST
+def export(options: Namespace) -> int:
+    from dgpt.export import export
 
-    if options.action == "list":
-        if not options.path.is_dir():
-            raise UserError(f"'{options.path}' is not a folder", rule="list shows what is in a run folder",
-                            fix="give the run_dir of a run")  # fmt: skip
-        _print_checkpoints(report.list_checkpoints(options.path))
-        return outcome.DONE
-    given = (options.path / MANIFEST).exists()  # a checkpoint, shown and verified even if it is damaged
-    folder = options.path if given else find.open_checkpoint(options.path).folder
-    if options.action == "show":
-        print(report.show(folder))
-        return outcome.DONE
-    problems = report.verify(folder, progress=sys.stderr.isatty())
-    print("\n".join(problems) or f"{folder}: whole, every hash matches")
-    return outcome.MISTAKE if problems else outcome.DONE
-
-
-def _print_checkpoints(rows: "Sequence[Row]") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from dgpt.train.console import duration
-
-    table = Table()
-    for column in ("step", "tokens", "loss", "size", "age", "whole"):
-        table.add_column(column, justify="left" if column == "whole" else "right")
-    for row in rows:
-        numbers = (str(row.step), _or_dash(row.tokens, ","), _or_dash(row.loss, ".4f"), _or_dash(row.bytes, ",", " B"))
-        age = duration(row.age_seconds) if row.age_seconds else "-"
-        table.add_row(*numbers, age, f"no: {row.problem}" if row.problem else "yes, by size")
-    Console().print(table if rows else "no checkpoints here")
-
-
-def _or_dash(value: float | None, form: str, unit: str = "") -> str:
-    return "-" if value is None else format(value, form) + unit
+    manifest = export(options.source, options.output, options.dtype, progress=sys.stderr.isatty())
+    print(f"{options.output}: weights of step {manifest.step} in {options.dtype}, {size_text(manifest.bytes)}")
+    return outcome.DONE
 
 
 def tensorboard(options: Namespace) -> int:

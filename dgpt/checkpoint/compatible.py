@@ -3,6 +3,7 @@
 from dgpt.checkpoint.find import Found
 from dgpt.checkpoint.format import MANIFEST, CheckpointError
 from dgpt.config import ModelConfig, RunConfig, parse_config
+from dgpt.errors import UserError
 from dgpt.fragments import Fragment
 
 _FREE = {"dropout", "init_std", "shape", "vocab_multiple", "n_kv_head", "n_ff"}  # n_kv_head, n_ff: by what they mean
@@ -10,17 +11,27 @@ _OTHER_MODEL = "set the model as in the checkpoint (`dgpt checkpoint show FOLDER
 
 
 def read_config(found: Found) -> RunConfig:
-    """The settings that the checkpoint was trained with. Raises UserError if this dgpt does not know one of them."""
-    return parse_config(dict(found.manifest.meta.config), str(found.folder / MANIFEST))
+    """The settings that the checkpoint was trained with. Raises CheckpointError if this dgpt does not know them all."""
+    path, manifest = found.folder / MANIFEST, found.manifest
+    try:
+        return parse_config(dict(manifest.meta.config), str(path))
+    except UserError as error:
+        fix = f"use dgpt {manifest.dgpt}, which wrote it"
+        raise CheckpointError(path, f"its settings are not known here: {error.what}", fix=fix) from None
 
 
 def check_model(found: Found, config: RunConfig) -> None:
     """Raises CheckpointError that names the first setting in which the checkpoint's model differs from `config`'s."""
-    theirs = _meaning(read_config(found).model)
-    for name, wanted in _meaning(config.model).items():
-        if theirs.get(name) != wanted:
-            difference = f"model.{name} = {theirs.get(name)!r} there, {wanted!r} in this run"
-            raise CheckpointError(found.folder, f"is of another model: {difference}", fix=_OTHER_MODEL)
+    if difference := model_difference(read_config(found).model, config.model):
+        name, theirs, wanted = difference
+        reason = f"is of another model: model.{name} = {theirs!r} there, {wanted!r} in this run"
+        raise CheckpointError(found.folder, reason, fix=_OTHER_MODEL)
+
+
+def model_difference(a: ModelConfig, b: ModelConfig) -> tuple[str, object, object] | None:
+    """The first setting by which a and b mean different models, and its two values; None if they mean the same."""
+    first, second = _meaning(a), _meaning(b)
+    return next(((name, first.get(name), second[name]) for name in second if first.get(name) != second[name]), None)
 
 
 def check_tensor(found: Found, f: Fragment) -> tuple[int, int]:

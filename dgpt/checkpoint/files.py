@@ -8,28 +8,34 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from stat import S_ISREG
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar, cast
+from uuid import uuid4
+
+from dgpt.errors import UserError
+from dgpt.storage import Place, RemotePath
 
 CHUNK_BYTES = 8 << 20
 FOLDER = "checkpoints"  # in the run folder
 _STEP = re.compile(r"step_([0-9]{8,12})")
+Somewhere = TypeVar("Somewhere", bound=Place)
 
 
 def step_folder(root: Path, step: int) -> Path:
     return root / f"step_{step:08d}"
 
 
-def step_of(folder: Path) -> int | None:
+def step_of(folder: Place) -> int | None:
     """The step that a folder's name gives, None for any other name (temporary ones included)."""
     match = _STEP.fullmatch(folder.name)
     return int(match[1]) if match else None
 
 
-def step_folders(root: Path) -> list[Path]:
+def step_folders(root: Somewhere) -> list[Somewhere]:
     """Committed checkpoints in `root`, newest first; whether they are whole is not looked at."""
     if not root.is_dir():
         return []
-    return sorted((p for p in root.iterdir() if step_of(p) is not None), key=lambda p: step_of(p) or 0, reverse=True)
+    found = (folder for folder in root.iterdir() if step_of(folder) is not None)
+    return cast(list[Somewhere], sorted(found, key=lambda folder: step_of(folder) or 0, reverse=True))
 
 
 def write_hashed(path: Path, chunks: Iterable[bytes | memoryview]) -> tuple[int, str]:
@@ -64,8 +70,10 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def regular_size(path: Path) -> int:
+def regular_size(path: Place) -> int:
     """Size in bytes of a plain file. Raises OSError if it is missing, or a link, a folder or a device."""
+    if isinstance(path, RemotePath):
+        return path.size()
     status = path.lstat()
     if not S_ISREG(status.st_mode):
         raise OSError(f"'{path.name}' is not a plain file (links are not followed)")
@@ -78,16 +86,19 @@ def opened_size(path: Path) -> int:
         return os.fstat(file.fileno()).st_size
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Place) -> BinaryIO:
     """Open for reading, without following a link in the last place."""
+    if isinstance(path, RemotePath):
+        return path.open()
     return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW))
 
 
-def hash_file(path: Path, advance: Callable[[int], None] = lambda _: None) -> str:
+def hash_file(path: Place, advance: Callable[[int], None] = lambda _: None) -> str:
     """sha256 of a file; `advance` hears the bytes of each chunk."""
     digest = hashlib.sha256()
     with open_regular(path) as file:
-        buffer = memoryview(bytearray(min(CHUNK_BYTES, os.fstat(file.fileno()).st_size + 1)))
+        buffer = memoryview(bytearray(min(CHUNK_BYTES, file.seek(0, os.SEEK_END) + 1)))
+        file.seek(0)
         while count := file.readinto(buffer):  # type: ignore[attr-defined]
             digest.update(buffer[:count])
             advance(count)
@@ -120,14 +131,32 @@ def delete_folder(path: Path, attempt: str) -> None:
 
 
 def clean(root: Path) -> None:
-    """Remove what an earlier process left unfinished; bring back a checkpoint whose replacement did not arrive."""
+    """Remove what an earlier process left unfinished; bring back a checkpoint whose replacement did not arrive.
+
+    Temporary folders are renamed first: should that process wake up, it finds nothing to commit. Raises UserError if
+    that is not possible.
+    """
+    try:
+        _clean(root)
+    except OSError as error:
+        raise UserError(
+            f"run_dir = '{root.parent}': what an earlier start left there cannot be removed: {error}",
+            rule="a start removes unfinished checkpoints before it looks for whole ones",
+            fix="make the folder writable for this user",
+        ) from None
+
+
+def _clean(root: Path) -> None:
     if not root.is_dir():
         return
     for old in sorted(root.glob("step_*.old-*/")):
         final = old.with_name(old.name.partition(".")[0])
         if final.exists():
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)
         else:
             old.rename(final)
     for unfinished in root.glob("step_*.tmp-*/"):
-        shutil.rmtree(unfinished)
+        doomed = unfinished.with_name(f"{unfinished.name.partition('.')[0]}.tmp-deleted-{uuid4().hex}")
+        with suppress(FileNotFoundError):
+            unfinished.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)

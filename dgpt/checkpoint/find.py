@@ -2,30 +2,30 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from dgpt.checkpoint.files import FOLDER, step_folders
 from dgpt.checkpoint.format import MANIFEST, CheckpointError, Manifest
 from dgpt.checkpoint.read import check_sizes, read_manifest
+from dgpt.storage import Place, place
 
 
 @dataclass(frozen=True)
 class Found:
     """A checkpoint that can be loaded."""
 
-    folder: Path
+    folder: Place
     manifest: Manifest
     skipped: tuple[str, ...] = ()  # newer ones that are not whole, each with its reason
 
 
-def find_latest(run_dir: str | Path, known_bad: Mapping[Path, str] | None = None) -> Found | None:
+def find_latest(run_dir: str | Place, known_bad: Mapping[Place, str] | None = None) -> Found | None:
     """The newest checkpoint with a valid manifest and all files of the right size; None if there are no checkpoints.
 
     Hashes are checked when a file is read. known_bad: folders to skip, and why, e.g. because `load` refused them.
     Raises CheckpointError if there are checkpoints but none is whole: training never restarts at step 0 in silence.
     """
     skipped: list[str] = []
-    root = Path(run_dir) / FOLDER
+    root = place(run_dir) / FOLDER
     for folder in step_folders(root):
         try:
             if known_bad and folder in known_bad:
@@ -42,9 +42,9 @@ def find_latest(run_dir: str | Path, known_bad: Mapping[Path, str] | None = None
     return None
 
 
-def open_checkpoint(path: str | Path) -> Found:
+def open_checkpoint(path: str | Place) -> Found:
     """A checkpoint folder itself, or the newest whole checkpoint of a run folder. Raises CheckpointError if none."""
-    path = Path(path)
+    path = place(path)
     if (path / MANIFEST).exists():
         manifest = read_manifest(path)
         check_sizes(path, manifest)

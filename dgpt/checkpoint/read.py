@@ -1,6 +1,7 @@
 """Open a checkpoint folder: a manifest that is what was written, and files that are what it says."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
@@ -9,41 +10,44 @@ from pydantic import BaseModel, ValidationError
 from dgpt.checkpoint import files
 from dgpt.checkpoint.format import FORMAT, MANIFEST, MANIFEST_HASH, CheckpointError, FileEntry, Manifest
 from dgpt.checkpoint.format import safetensors_header as header_of
+from dgpt.storage import Place, RemotePath
 
 MAX_MANIFEST_BYTES = 1 << 30
-_OLDER = "use another checkpoint, or restore the file from a copy; `dgpt checkpoint verify FOLDER` lists every damage"
+RESTORE = "use another checkpoint, or restore the file from a copy"
 
 
 class _Version(BaseModel):
     format: int
 
 
-def damaged(path: Path, reason: str) -> CheckpointError:
-    return CheckpointError(path, reason, fix=_OLDER)
+def damaged(path: Place, reason: str) -> CheckpointError:
+    return CheckpointError(path, reason, fix=f"{RESTORE}; `dgpt checkpoint verify FOLDER` lists every damage")
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Place) -> Manifest:
     """Raises CheckpointError unless the manifest is unchanged since it was written and its fragments make a whole."""
-    path = folder / MANIFEST
+    path, named = folder / MANIFEST, files.step_of(folder)
+    if named is not None and isinstance(folder, Path) and folder.is_symlink():
+        raise damaged(folder, "is a link in place of the folder (links are not followed)")
     content = _read(path)
     expected, found = _read(folder / MANIFEST_HASH), f"{sha256(content).hexdigest()}  {MANIFEST}\n".encode()
     if expected != found:
         raise damaged(path, f"expected the sha256 {expected[:64].decode(errors='replace')!r} of {MANIFEST_HASH}, "
                             f"found {found[:64].decode()!r}")  # fmt: skip
     manifest = _parse(path, content)
-    named = files.step_of(folder)
     if named is not None and named != manifest.step:
         raise damaged(path, f"holds step {manifest.step}, but the folder is named {folder.name}")
     return manifest
 
 
-def check_sizes(folder: Path, manifest: Manifest) -> None:
+def check_sizes(folder: Place, manifest: Manifest) -> None:
     """Raises CheckpointError unless every file is there, plain, and as long as the manifest says."""
-    for file in manifest.files:
-        check_size(folder / file.name, file.size)
+    threads = 16 if isinstance(folder, RemotePath) else 1  # a store takes its time for each answer
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda file: check_size(folder / file.name, file.size), manifest.files))
 
 
-def check_size(path: Path, expected: int) -> None:
+def check_size(path: Place, expected: int) -> None:
     try:
         found = files.regular_size(path)
     except OSError as error:
@@ -52,7 +56,7 @@ def check_size(path: Path, expected: int) -> None:
         raise damaged(path, f"expected {expected} bytes, found {found}")
 
 
-def check_hash(path: Path, expected: str, advance: Callable[[int], None] = lambda _: None) -> None:
+def check_hash(path: Place, expected: str, advance: Callable[[int], None] = lambda _: None) -> None:
     """Raises CheckpointError unless the file's sha256 is `expected`."""
     try:
         found = files.hash_file(path, advance)
@@ -62,7 +66,7 @@ def check_hash(path: Path, expected: str, advance: Callable[[int], None] = lambd
         raise damaged(path, f"expected sha256 {expected}, found {found}")
 
 
-def check_header(path: Path, file: FileEntry, manifest: Manifest) -> None:
+def check_header(path: Place, file: FileEntry, manifest: Manifest) -> None:
     """Raises CheckpointError unless the file begins with exactly the header that the manifest implies."""
     expected = header_of(manifest.step, manifest.attempt, manifest.tensors, manifest.states, file.fragments)
     try:
@@ -74,7 +78,7 @@ def check_header(path: Path, file: FileEntry, manifest: Manifest) -> None:
         raise damaged(path, "its header does not belong to this manifest (another step, or another run?)")
 
 
-def problem_of(folder: Path) -> str | None:
+def problem_of(folder: Place) -> str | None:
     """Why a folder is no whole checkpoint as far as manifest and file sizes tell; None if it is."""
     try:
         check_sizes(folder, read_manifest(folder))
@@ -83,7 +87,7 @@ def problem_of(folder: Path) -> str | None:
     return None
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Place) -> bytes:
     try:
         if (size := files.regular_size(path)) > MAX_MANIFEST_BYTES:
             raise damaged(path, f"{size} bytes are more than a manifest may have ({MAX_MANIFEST_BYTES})")
@@ -93,7 +97,7 @@ def _read(path: Path) -> bytes:
         raise damaged(path, error.strerror or str(error)) from None
 
 
-def _parse(path: Path, content: bytes) -> Manifest:
+def _parse(path: Place, content: bytes) -> Manifest:
     try:
         version = _Version.model_validate_json(content).format
         if version != FORMAT:

@@ -1,20 +1,27 @@
 """What is in a run's checkpoints, for people: list, verify, show."""
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 from dgpt.checkpoint.files import FOLDER, step_folders, step_of
-from dgpt.checkpoint.format import MANIFEST, MANIFEST_HASH, CheckpointError, Manifest
-from dgpt.checkpoint.read import check_hash, check_header, check_size, check_sizes, read_manifest
+from dgpt.checkpoint.format import MANIFEST, MANIFEST_HASH, CheckpointError, FileEntry, Manifest
+from dgpt.checkpoint.progress import Advance, byte_bar
+from dgpt.checkpoint.read import RESTORE, check_hash, check_header, check_size, check_sizes, read_manifest
+from dgpt.errors import UserError
+from dgpt.storage import Place, place
+
+BESIDE = ("config.toml", "tokenizer")  # what an export holds beside the checkpoint
+THREADS = 4
 
 
 @dataclass(frozen=True)
 class Row:
     """One line of `dgpt checkpoint list`; what only the manifest knows is None where that cannot be read."""
 
-    folder: Path
+    folder: Place
     step: int
     tokens: int | None
     loss: float | None
@@ -23,38 +30,55 @@ class Row:
     problem: str | None  # None: manifest and file sizes are right (`verify` checks the hashes)
 
 
-def list_checkpoints(run_dir: str | Path) -> list[Row]:
+@dataclass(frozen=True)
+class Problem:
+    """Why a checkpoint is not whole, and what to do about it; a line each."""
+
+    summary: str
+    fix: str
+
+    @classmethod
+    def of(cls, error: CheckpointError) -> "Problem":
+        return cls(error.summary, RESTORE if error.fix.startswith(RESTORE) else error.fix)
+
+
+def list_checkpoints(run_dir: str | Place) -> list[Row]:
     """The checkpoints of a run, oldest first."""
-    return [_row(folder) for folder in reversed(step_folders(Path(run_dir) / FOLDER))]
+    return [_row(folder) for folder in all_checkpoints(run_dir)]
 
 
-def verify(folder: str | Path, *, progress: bool = False) -> list[str]:
+def all_checkpoints(run_dir: str | Place) -> Sequence[Place]:
+    """Their folders, oldest first, damaged ones too."""
+    root = place(run_dir) / FOLDER
+    return step_folders(root)[::-1]
+
+
+def verify(folder: str | Place, *, progress: bool = False) -> list[str]:
     """Read every byte; returns the problems, none if the checkpoint is whole. progress: a bar on stderr."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+    (problems,) = inspect([place(folder)], progress=progress).values()
+    return [problem.summary for problem in problems]
 
-    folder = Path(folder)
-    try:
-        manifest = read_manifest(folder)
-    except CheckpointError as error:
-        return [error.summary]
-    columns = (TextColumn(folder.name), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    problems = _strangers(folder, manifest)
-    with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
-        task = bar.add_task("", total=manifest.bytes)
-        for file in manifest.files:
-            try:
-                check_size(folder / file.name, file.size)
-                check_hash(folder / file.name, file.sha256, lambda count: bar.advance(task, count))
-                check_header(folder / file.name, file, manifest)
-            except CheckpointError as error:
-                problems.append(error.summary)
+
+def inspect(folders: Sequence[Place], *, progress: bool = False) -> dict[Place, list[Problem]]:
+    """`verify` for several checkpoints, with a fix for each problem."""
+    problems: dict[Place, list[Problem]] = {folder: [] for folder in folders}
+    manifests: dict[Place, Manifest] = {}
+    for folder in folders:
+        try:
+            manifests[folder] = read_manifest(folder)
+        except CheckpointError as error:
+            problems[folder].append(Problem.of(error))
+    title = f"verifying {folders[0].name}" if len(folders) == 1 else f"verifying {len(folders)} checkpoints"
+    total = sum(manifest.bytes for manifest in manifests.values())
+    with byte_bar(title, total, enabled=progress) as advance:
+        for folder, manifest in manifests.items():
+            problems[folder] = [*_strangers(folder, manifest), *_damages(folder, manifest, advance)]
     return problems
 
 
-def show(folder: str | Path) -> str:
+def show(folder: str | Place) -> str:
     """Progress, topology, sizes and tensors of a checkpoint as text. Raises CheckpointError."""
-    folder = Path(folder)
+    folder = place(folder)
     m = read_manifest(folder)
     mesh, meta = m.mesh, m.meta
     elements = sum(t.part_numel * t.tp_size for t in m.tensors)
@@ -72,7 +96,7 @@ def show(folder: str | Path) -> str:
     return "\n".join(lines)
 
 
-def _row(folder: Path) -> Row:
+def _row(folder: Place) -> Row:
     step = step_of(folder) or 0
     try:
         m = read_manifest(folder)
@@ -87,9 +111,29 @@ def _row(folder: Path) -> Row:
     return Row(folder, step, m.meta.tokens, m.meta.loss, m.bytes, age, problem)
 
 
-def _strangers(folder: Path, manifest: Manifest) -> list[str]:
-    known = {MANIFEST, MANIFEST_HASH, *(file.name for file in manifest.files)}
-    return [f"{path}: not part of this checkpoint" for path in sorted(folder.iterdir()) if path.name not in known]
+def _damages(folder: Place, manifest: Manifest, advance: Advance) -> Iterator[Problem]:
+    def check(file: FileEntry) -> Problem | None:
+        path = folder / file.name
+        try:
+            check_size(path, file.size)
+            check_hash(path, file.sha256, advance)
+            check_header(path, file, manifest)
+        except CheckpointError as error:
+            return Problem.of(error)
+        return None
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        yield from filter(None, pool.map(check, manifest.files))
+
+
+def _strangers(folder: Place, manifest: Manifest) -> list[Problem]:
+    known = {MANIFEST, MANIFEST_HASH, *BESIDE, *(file.name for file in manifest.files)}
+    fix = "move it elsewhere; dgpt never opens it"
+    try:
+        strange = sorted(path.name for path in folder.iterdir() if path.name not in known)
+    except UserError:  # a web server may give files but no lists; should it be out of reach, reading will say so
+        strange = []
+    return [Problem(f"{folder / name}: not part of this checkpoint", fix) for name in strange]
 
 
 def _states(manifest: Manifest) -> list[tuple[str, str]]:

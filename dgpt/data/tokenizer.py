@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from dgpt.config import TokenizerConfig
 from dgpt.data.files import write_atomically
 from dgpt.errors import UserError
+from dgpt.storage import Place
 
 SPACE = "▁"  # U+2581: how SentencePiece writes a space inside a piece; as a character of the text it goes by its bytes
 CACHED_CHUNKS = 1 << 18
@@ -83,9 +84,13 @@ class Tokenizer:
 
     def save(self, folder: Path) -> list[str]:
         """Write the model and its settings into `folder`, for `load_tokenizer`; gives the names of the files."""
-        write_atomically(folder / self._backend.file_name, [self._backend.model])
-        write_atomically(folder / SETTINGS_FILE, [self._settings(self._backend)])
-        return [self._backend.file_name, SETTINGS_FILE]
+        for name, content in self.files().items():
+            write_atomically(folder / name, [content])
+        return list(self.files())
+
+    def files(self) -> dict[str, bytes]:
+        """What `save` writes, by file name."""
+        return {self._backend.file_name: self._backend.model, SETTINGS_FILE: self._settings(self._backend)}
 
     def _pack(self, ids: Sequence[int]) -> bytes:
         return struct.pack(f"<{len(ids)}{self.dtype.char}", *ids)  # faster than numpy for the few ids of a word
@@ -106,7 +111,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     tokenizer.save(folder)
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
+def load_tokenizer(folder: Place) -> Tokenizer:
     """Read a tokenizer that `save` wrote. Raises UserError where it is missing or not whole."""
     try:
         settings = json.loads((folder / SETTINGS_FILE).read_bytes())

@@ -118,7 +118,8 @@ def test_a_run_folder_of_other_data(mistake: Mistake, trained: Path, tiny_data: 
     (data / "index.json").write_text(index.replace("val_00000.docs", "val_00009.docs"))
     next(data.glob("*/val_00000.docs")).rename(next(data.glob("*/val_00000.bin")).with_name("val_00009.docs"))
     message = mistake("pretrain", trained / "run.toml", "training.steps=3", f"data.path={data}")
-    assert re.match(rf"data.path = '{data}' holds other data \(\w{{12}}\) than the checkpoint .*step_00000002", message)
+    hashes = r"data \(\w{12}\) other than that of the checkpoint .*step_00000002 \(\w{12}\)\n"
+    assert re.match(rf"data.path = '{data}' holds {hashes}", message)
 
 
 def test_a_run_folder_without_a_whole_checkpoint(mistake: Mistake, trained: Path, tmp_path: Path) -> None:
@@ -179,7 +180,9 @@ def test_verify_names_every_damaged_file(trained: Path, tmp_path: Path, capsys: 
     assert main(["checkpoint", "verify", str(folder)]) == MISTAKE
     output, errors = capsys.readouterr()
     assert output.splitlines() == [
-        f"{folder / 'stranger'}: not part of this checkpoint", f"{file}: expected {size} bytes, found {size - 1}"
+        f"{folder / 'stranger'}: not part of this checkpoint", "  fix: move it elsewhere; dgpt never opens it",
+        f"{file}: expected {size} bytes, found {size - 1}",
+        "  fix: use another checkpoint, or restore the file from a copy",
     ]  # fmt: skip
     assert errors == ""
 

@@ -12,11 +12,11 @@ from pydantic import BaseModel
 from dgpt import __version__
 from dgpt.cli import main
 from dgpt.config import RunConfig, load_config
-from dgpt.config.schema import section_of
+from dgpt.config.section import section_of
 from dgpt.outcome import DONE
 
 ROOT = Path(__file__).parents[2]
-VERBS = ("prepare", "pretrain", "generate", "checkpoint", "tensorboard", "parity")
+VERBS = ("prepare", "pretrain", "generate", "checkpoint", "export", "tensorboard", "parity")
 
 
 def help_of(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -95,7 +95,8 @@ def test_overrides_may_stand_before_and_after_options(capsys: pytest.CaptureFixt
     "arguments",
     [(), ("train",), ("pretrain",), ("pretrain", "x.toml", "--nproc", "two"), ("pretrain", "x.toml", "--print"),
      ("pretrain", "x.toml", "--npro", "2"), ("pretrain", "x.toml", "seed=1", "--lr", "3"), ("checkpoint", "drop", "x"),
-     ("checkpoint", "list", "x", "y"), ("generate",), ("generate", "x", "--temprature", "1")],
+     ("checkpoint",), ("checkpoint", "list", "x", "y"), ("checkpoint", "diff", "x"), ("checkpoint", "average", "x"),
+     ("export", "x"), ("export", "x", "y", "--dtype", "fp8"), ("generate",), ("generate", "x", "--temprature", "1")],
     ids=" ".join,
 )  # fmt: skip
 def test_what_the_command_line_does_not_know(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:

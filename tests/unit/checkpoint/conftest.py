@@ -102,9 +102,9 @@ class Job:
             for rank in range(self.topology.mesh.world_size)
         ]  # fmt: skip
 
-    def save(self, step: int, state: State) -> Path:
+    def save(self, step: int, state: State, **meta: Any) -> Path:
         for checkpointer, fragments in zip(self.ranks, self.topology.cut(state), strict=True):
-            checkpointer.save(step, fragments, make_meta())
+            checkpointer.save(step, fragments, make_meta(**meta))
         self.wait()
         return self.run_dir / "checkpoints" / f"step_{step:08d}"
 

@@ -1,0 +1,179 @@
+"""New checkpoints of weights alone, made of one checkpoint or of several, one parameter in memory at a time."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from hashlib import sha256
+from uuid import uuid4
+
+import torch
+from torch import Tensor
+
+import dgpt
+from dgpt.checkpoint.compatible import model_difference, read_config
+from dgpt.checkpoint.find import Found
+from dgpt.checkpoint.format import (
+    DTYPE_NAMES,
+    DTYPES,
+    MANIFEST,
+    MANIFEST_HASH,
+    FileEntry,
+    FragmentTable,
+    Manifest,
+    MeshEntry,
+    TensorEntry,
+    safetensors_header,
+)
+from dgpt.checkpoint.output import Chunks, Write, check_free, new_folder
+from dgpt.checkpoint.progress import Advance, byte_bar
+from dgpt.checkpoint.whole import check_files, files_of, read_tensor, tensor_bytes
+from dgpt.errors import UserError
+from dgpt.storage import Place
+
+WEIGHT = "weight"
+FILE_BYTES = 4 << 30  # of a file; a larger parameter has one of its own
+ALONE = MeshEntry(world_size=1, dp_size=1, tp=1, zero_stage=0)
+
+
+def export(
+    found: Found, output: Place, dtype: torch.dtype, extra: Mapping[str, bytes], *, progress: bool = False
+) -> Manifest:
+    """Write the weights in `dtype` to the folder `output`, which must not exist, in format 1; `extra` goes beside them.
+
+    extra: files, by their names in the folder. Raises UserError if `output` exists or cannot be written,
+    CheckpointError if the source is damaged; then nothing is left.
+    """
+    return _rewrite([found], found, output, dtype, extra, progress)
+
+
+def average(sources: Sequence[Found], output: Place, extra: Mapping[str, bytes], *, progress: bool = False) -> Manifest:
+    """Write the mean of the weights, summed in fp64; settings and progress are those of the newest source.
+
+    Raises UserError if the sources are not of one model and one tokenizer; else as `export`.
+    """
+    newest = newest_of(sources)
+    for other in sources:
+        _check_alike(newest, other)
+    return _rewrite(sources, newest, output, None, extra, progress)
+
+
+def newest_of(sources: Sequence[Found]) -> Found:
+    return max(sources, key=lambda found: found.manifest.step)
+
+
+def _rewrite(
+    sources: Sequence[Found], like: Found, output: Place, dtype: torch.dtype | None, extra: Mapping[str, bytes],
+    progress: bool,
+) -> Manifest:  # fmt: skip
+    for found in sources:
+        _check_weights(found)
+    check_free(output, like.manifest.step)
+    tensors = _entries(like, dtype)
+    read = [(found, files_of(found, [WEIGHT])) for found in sources]
+    total = sum(tensor_bytes(found, [WEIGHT]) + sum(file.size for file in files) for found, files in read)
+    attempt = f"rewrite-{uuid4().hex}"
+    with byte_bar(f"writing {output.name}", total, enabled=progress) as advance:
+        for found, touched in read:
+            check_files(found, touched, advance)
+        with new_folder(output, attempt, sum(map(_bytes, tensors))) as write:
+            for name, content in extra.items():
+                write(name, iter([content]))
+            return _write_checkpoint(sources, like, tensors, attempt, write, advance)
+
+
+def _write_checkpoint(
+    sources: Sequence[Found], like: Found, tensors: tuple[TensorEntry, ...], attempt: str, write: Write,
+    advance: Advance,
+) -> Manifest:  # fmt: skip
+    """The files, then the manifest that describes them, checked as a reader checks it."""
+    entries = []
+    for number, group in enumerate(_groups(tensors)):
+        name, table = f"rank_{number:05d}.safetensors", _table(tensors, group)
+        header = safetensors_header(like.manifest.step, attempt, tensors, (WEIGHT,), table)
+        payload = (_mean(sources, tensors[i], advance) for i in group)
+        size, digest = write(name, _chunks(header, payload))
+        entries.append(FileEntry(name=name, size=size, sha256=digest, fragments=table))
+    values = {"attempt": attempt, "created": datetime.now(UTC).replace(microsecond=0), "dgpt": dgpt.__version__,
+              "torch": torch.__version__, "mesh": ALONE, "states": (WEIGHT,), "tensors": tensors,
+              "files": tuple(entries)}  # fmt: skip
+    content = like.manifest.model_copy(update=values).model_dump_json().encode()
+    manifest = Manifest.model_validate_json(content)
+    write(MANIFEST_HASH, iter([f"{sha256(content).hexdigest()}  {MANIFEST}\n".encode()]))
+    write(MANIFEST, iter([content]))
+    return manifest
+
+
+def _entries(like: Found, dtype: torch.dtype | None) -> tuple[TensorEntry, ...]:
+    """The tensors as they will be stored: whole, wide elements first, so that each is aligned to its element size."""
+    entries = [
+        t.model_copy(update={"tp_axis": None, "tp_size": 1,
+                             "states": {WEIGHT: DTYPE_NAMES[dtype] if dtype else t.states[WEIGHT]}})
+        for t in like.manifest.tensors
+    ]  # fmt: skip
+    return tuple(sorted(entries, key=lambda entry: -entry.itemsize(WEIGHT)))
+
+
+def _bytes(entry: TensorEntry) -> int:
+    return entry.part_numel * entry.itemsize(WEIGHT)
+
+
+def _groups(tensors: Sequence[TensorEntry]) -> list[list[int]]:
+    """Which tensors go into which file."""
+    groups: list[list[int]] = [[]]
+    room = FILE_BYTES
+    for i, tensor in enumerate(tensors):
+        if _bytes(tensor) > room and groups[-1]:
+            groups.append([])
+            room = FILE_BYTES
+        groups[-1].append(i)
+        room -= _bytes(tensor)
+    return groups
+
+
+def _table(tensors: Sequence[TensorEntry], group: Sequence[int]) -> FragmentTable:
+    zeros = (0,) * len(group)
+    return FragmentTable(tensor=tuple(group), state=zeros, tp_rank=zeros, start=zeros,
+                         numel=tuple(tensors[i].part_numel for i in group))  # fmt: skip
+
+
+def _chunks(header: bytes, tensors: Iterator[Tensor]) -> Chunks:
+    yield header
+    for tensor in tensors:
+        yield tensor.flatten().view(torch.uint8).numpy().data
+
+
+def _mean(sources: Sequence[Found], entry: TensorEntry, advance: Advance) -> Tensor:
+    """The mean of one parameter; of a single source, its own bits."""
+    tensors = (read_tensor(found, found.manifest.tensor_ids[entry.name], WEIGHT, advance) for found in sources)
+    dtype = DTYPES[entry.states[WEIGHT]]
+    if len(sources) == 1:
+        return next(tensors).to(dtype)
+    total = next(tensors).double()
+    for tensor in tensors:
+        total += tensor
+    return total.div_(len(sources)).to(dtype)
+
+
+def _check_weights(found: Found) -> None:
+    without = [tensor.name for tensor in found.manifest.tensors if WEIGHT not in tensor.states]
+    if without or not found.manifest.tensors:
+        raise UserError(f"checkpoint {found.folder} holds no weight of {without[0] if without else 'any tensor'}",
+                        rule="the weights of a whole model are needed", fix="give another checkpoint")  # fmt: skip
+
+
+def _check_alike(newest: Found, other: Found) -> None:
+    """Raises UserError that names the first difference between the two models or their tokenizers."""
+    reason = None
+    if difference := model_difference(read_config(other).model, read_config(newest).model):
+        reason = "model.{} = {!r} and {!r}".format(*difference)
+    elif other.manifest.meta.tokenizer_hash != newest.manifest.meta.tokenizer_hash:
+        reason = "their tokenizers"
+    elif _shapes(other) != _shapes(newest):
+        reason = f"tensors such as {min(dict(_shapes(other) ^ _shapes(newest)))}"
+    if reason:
+        raise UserError(f"{other.folder} and {newest.folder} differ in {reason}",
+                        rule="a mean is taken over checkpoints of one model and one tokenizer",
+                        fix="give checkpoints of one run, or of runs with the same settings")  # fmt: skip
+
+
+def _shapes(found: Found) -> set[tuple[str, tuple[int, ...]]]:
+    return {(tensor.name, tensor.shape) for tensor in found.manifest.tensors}

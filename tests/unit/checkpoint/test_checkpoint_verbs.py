@@ -1,0 +1,145 @@
+"""`dgpt checkpoint`: what its actions print, delete and return."""
+
+import os
+
+import pytest
+
+from dgpt.cli import main
+from dgpt.lease import Lease
+from dgpt.outcome import DONE, MISTAKE
+
+ACTIONS = ("list", "show", "verify", "diff", "prune", "average")
+
+
+@pytest.fixture
+def run(job, topology, state):
+    """A run folder with whole checkpoints of steps 1 to 6."""
+    one = job(topology(1, 1, 1), keep_last=9)
+    for step in range(1, 7):
+        one.save(step, state(seed=step))
+    return one.run_dir
+
+
+def folder_of(run, step):
+    return run / "checkpoints" / f"step_{step:08d}"
+
+
+def steps(run):
+    return sorted(int(path.name.removeprefix("step_")) for path in (run / "checkpoints").iterdir())
+
+
+def cut(run, step):
+    """Damage a checkpoint; returns the size that its file had."""
+    path = folder_of(run, step) / "rank_00000.safetensors"
+    size = path.stat().st_size
+    os.truncate(path, 10)
+    return size
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_every_action_has_help_of_its_own(action, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["checkpoint", action, "--help"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: dgpt checkpoint {action} [-h]")
+
+
+def test_list_shows_sizes_that_a_person_reads(run, capsys):
+    size = cut(run, 3)
+    assert main(["checkpoint", "list", str(run)]) == DONE
+    lines = [line for line in capsys.readouterr().out.splitlines() if "5,000" in line]
+    assert len(lines) == 6
+    assert all(f" {size / 1024:.1f} KiB " in line and "2.5000" in line for line in lines)
+    assert [("yes, by size" in line) for line in lines] == [True, True, False, True, True, True]
+    assert f"rank_00000.safetensors: expected {size} bytes, found 10" in lines[2]
+
+
+def test_verify_of_a_run_reads_every_checkpoint(run, capsys):
+    assert main(["checkpoint", "verify", str(run)]) == DONE
+    assert capsys.readouterr().out == "".join(
+        f"{folder_of(run, step)}: whole, every hash matches\n" for step in range(1, 7)
+    )
+    size = cut(run, 2)
+    (folder_of(run, 4) / "manifest.json").unlink()
+    (folder_of(run, 5) / "notes").touch()
+    assert main(["checkpoint", "verify", str(run)]) == MISTAKE
+    assert capsys.readouterr().out.splitlines() == [
+        f"{folder_of(run, 1)}: whole, every hash matches",
+        f"{folder_of(run, 2)}/rank_00000.safetensors: expected {size} bytes, found 10",
+        "  fix: use another checkpoint, or restore the file from a copy",
+        f"{folder_of(run, 3)}: whole, every hash matches",
+        f"{folder_of(run, 4)}/manifest.json: No such file or directory",
+        "  fix: use another checkpoint, or restore the file from a copy",
+        f"{folder_of(run, 5)}/notes: not part of this checkpoint",
+        "  fix: move it elsewhere; dgpt never opens it",
+        f"{folder_of(run, 6)}: whole, every hash matches",
+    ]
+
+
+def test_verify_of_one_checkpoint_reads_that_one_damaged_or_not(run, capsys):
+    (folder_of(run, 4) / "manifest.json").unlink()
+    assert main(["checkpoint", "verify", str(folder_of(run, 5))]) == DONE
+    assert capsys.readouterr().out == f"{folder_of(run, 5)}: whole, every hash matches\n"
+    assert main(["checkpoint", "verify", str(folder_of(run, 4))]) == MISTAKE
+    assert "manifest.json: No such file or directory\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [(["--keep-last", "2"], [5, 6]), (["--keep-last", "1", "--keep-every", "3"], [3, 6]),
+     (["--keep-last", "9"], [1, 2, 3, 4, 5, 6])],
+)  # fmt: skip
+def test_prune_deletes_what_its_dry_run_said(options, kept, run, capsys):
+    assert main(["checkpoint", "prune", str(run), *options, "--dry-run"]) == DONE
+    said = capsys.readouterr().out.splitlines()
+    assert steps(run) == [1, 2, 3, 4, 5, 6]
+    assert main(["checkpoint", "prune", str(run), *options]) == DONE
+    done = capsys.readouterr().out.splitlines()
+    assert steps(run) == kept
+    assert said[:-1] == done[:-1]
+    assert [line.split()[:2] for line in done[:-1]] == [
+        ["keep" if step in kept else "delete", f"step_{step:08d}"] for step in range(1, 7)
+    ]
+    assert said[-1].startswith(f"{6 - len(kept)} of 6 checkpoints, ")
+    assert (said[-1].endswith(": would go"), done[-1].endswith(": deleted")) == (True, True)
+
+
+def test_prune_says_how_many_bytes_are_freed(run, capsys):
+    size = sum(path.stat().st_size for step in (1, 2, 3, 4) for path in folder_of(run, step).iterdir())
+    main(["checkpoint", "prune", str(run), "--keep-last", "2"])
+    assert f"4 of 6 checkpoints, {size / 1024:.1f} KiB: deleted\n" in capsys.readouterr().out
+
+
+def test_prune_names_damaged_ones_and_leaves_them(run, capsys):
+    cut(run, 2)
+    cut(run, 6)
+    assert main(["checkpoint", "prune", str(run), "--keep-last", "1"]) == DONE
+    lines = capsys.readouterr().out.splitlines()
+    assert steps(run) == [2, 5, 6]
+    assert [line.split()[0] for line in lines[:-1]] == ["delete", "damaged", "delete", "delete", "keep", "damaged"]
+    assert "rank_00000.safetensors: expected" in lines[1]
+
+
+def test_prune_needs_a_run_and_keeps_at_least_one(run, tmp_path, capsys):
+    assert main(["checkpoint", "prune", str(tmp_path / "none"), "--keep-last", "1"]) == MISTAKE
+    assert "has no checkpoints" in capsys.readouterr().err
+    for options in ([], ["--keep-last", "0"], ["--keep-last", "-1"], ["--keep-last", "two"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["checkpoint", "prune", str(run), *options])
+        assert ended.value.code == 2
+    assert steps(run) == [1, 2, 3, 4, 5, 6]
+
+
+def test_average_of_one_is_refused(run, tmp_path, capsys):
+    assert main(["checkpoint", "average", str(run), "--output", str(tmp_path / "mean")]) == MISTAKE
+    assert "average of one checkpoint" in capsys.readouterr().err
+
+
+def test_prune_refuses_the_folder_of_a_run_that_is_going_on(run, capsys):
+    with Lease.take(run):
+        assert main(["checkpoint", "prune", str(run), "--keep-last", "1"]) == MISTAKE
+        assert f"run_dir = '{run}' is in use by process {os.getpid()}" in capsys.readouterr().err
+        assert main(["checkpoint", "prune", str(run), "--keep-last", "1", "--dry-run"]) == DONE
+    assert steps(run) == [1, 2, 3, 4, 5, 6]
+    assert main(["checkpoint", "prune", str(run), "--keep-last", "1"]) == DONE
+    assert steps(run) == [6]
