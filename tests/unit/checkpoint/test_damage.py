@@ -1,17 +1,14 @@
-"""Whatever happens to the files, a checkpoint is loaded bit for bit, or refused with file and reason."""
+"""What a checkpoint is refused for, in detail. How each fault ends, as a start of the run sees it: test_faults.py."""
 
 import json
 import os
-import pickle
-import random
 import shutil
 from hashlib import sha256
-from itertools import chain
 
 import pytest
 import torch
 
-from dgpt.checkpoint import CheckpointError, find_latest, load, open_checkpoint, verify
+from dgpt.checkpoint import CheckpointError, Found, find_latest, load, open_checkpoint
 from dgpt.checkpoint.read import read_manifest
 from dgpt.config import RunConfig
 from dgpt.errors import UserError
@@ -46,62 +43,8 @@ def flip_bit(path, position):
     path.write_bytes(content)
 
 
-def load_everything(found, topology, saved):
-    """Load with two ranks into NaN; the loaded fragments and the expected ones."""
-    ranks = topology(1, 2, 1).cut({key: torch.full_like(t, torch.nan) for key, t in saved.items()})
-    for fragments in ranks:
-        load(found, fragments, RunConfig())
-    return [*chain(*ranks)], [*chain(*topology(1, 2, 1).cut(saved))]
-
-
 def truncate(path):
     os.truncate(path, path.stat().st_size - 1)
-
-
-def extend(path):
-    with open(path, "ab") as file:
-        file.write(b"\0")
-
-
-def link_outside(path):
-    elsewhere = path.parents[2] / "elsewhere"
-    path.rename(elsewhere)
-    path.symlink_to(elsewhere)
-
-
-def make_folder(path):
-    path.unlink()
-    path.mkdir()
-
-
-@pytest.mark.parametrize(
-    ("damage", "reason"),
-    [
-        (truncate, r"expected \d+ bytes, found \d+"),
-        (extend, r"expected \d+ bytes, found \d+"),
-        (os.unlink, "No such file or directory"),
-        (link_outside, "not a plain file"),
-        (make_folder, "not a plain file"),
-    ],
-)
-@pytest.mark.parametrize("name", ["rank_00000.safetensors", "rank_00001.safetensors"])
-def test_damaged_file_makes_the_older_checkpoint_the_newest(damage, reason, name, folder):
-    damage(folder / name)
-    found = find_latest(folder.parents[1])
-    assert found.manifest.step == 1
-    (skipped,) = found.skipped
-    assert str(folder / name) in skipped
-    with pytest.raises(CheckpointError, match=reason):
-        open_checkpoint(folder)
-
-
-@pytest.mark.parametrize("name", ["manifest.json", "manifest.sha256"])
-@pytest.mark.parametrize("damage", [truncate, extend, os.unlink, link_outside])
-def test_damaged_manifest_makes_the_older_checkpoint_the_newest(damage, name, folder):
-    damage(folder / name)
-    found = find_latest(folder.parents[1])
-    assert found.manifest.step == 1
-    assert str(folder / "manifest") in found.skipped[0]
 
 
 def test_no_whole_checkpoint_is_refused_with_every_reason(folder):
@@ -113,6 +56,12 @@ def test_no_whole_checkpoint_is_refused_with_every_reason(folder):
     assert "step_00000002/manifest.json: No such file" in text
     assert "step_00000001/rank_00001.safetensors: expected" in text
     assert "move the folder checkpoints away" in text
+
+
+def test_damaged_checkpoint_that_is_asked_for_by_name_is_refused(folder):
+    truncate(folder / "rank_00001.safetensors")
+    with pytest.raises(CheckpointError, match=r"step_00000002/rank_00001.safetensors: expected \d+ bytes, found \d+"):
+        open_checkpoint(folder)
 
 
 def test_no_checkpoint_at_all_is_none(tmp_path):
@@ -155,25 +104,6 @@ def test_a_rank_reads_only_the_files_that_hold_its_own(folder, topology, saved):
         load(moved, second, RunConfig())
 
 
-def test_random_bit_flips_are_never_silent(folder, topology, saved):
-    """In any file, the manifest included: refused, or without effect on what is loaded."""
-    pristine = folder.with_name("pristine")
-    shutil.copytree(folder, pristine)
-    names = sorted(path.name for path in pristine.iterdir())
-    chance, outcomes = random.Random(0), {"refused": 0, "bit-equal": 0}
-    for i in range(120):
-        path = folder / names[i % len(names)]
-        flip_bit(path, chance.randrange(path.stat().st_size * 8))
-        try:
-            loaded, expected = load_everything(open_checkpoint(folder), topology, saved)
-            assert all(torch.equal(a.tensor, b.tensor) for a, b in zip(loaded, expected, strict=True))
-            outcomes["bit-equal"] += 1
-        except CheckpointError as error:
-            outcomes["refused"] += str(folder) in str(error)
-        shutil.copy(pristine / path.name, path)
-    assert outcomes == {"refused": 120, "bit-equal": 0}
-
-
 def set_in(*keys, to):
     def change(manifest):
         place = manifest
@@ -210,9 +140,6 @@ def overlap(manifest):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (set_in("format", to=2), r"format 2 is not known here \(this dgpt reads 1\)"),
-        (set_in("files", 0, "name", to="../../rank_00000.safetensors"), r"files\.0\.name: String should match pattern"),
-        (set_in("files", 0, "name", to="/etc/passwd"), r"files\.0\.name: String should match pattern"),
         (set_in("files", 0, "name", to="rank_00001.safetensors"), "files: a name appears twice"),
         (set_in("files", 0, "size", to=-1), r"files\.0\.size"),
         (set_in("files", 0, "size", to=2**60), r"files\.0\.size"),
@@ -223,7 +150,6 @@ def overlap(manifest):
         (set_in("mesh", "world_size", to=3), "world_size 3 is not dp_size 2 x tp 1"),
         (set_in("meta", "loss", to=float("nan")), r"meta\.loss: Input should be a finite number"),
         (set_in("tensors", 0, "shape", to=[2**50, 2**50]), r"more than 2\^53 elements"),
-        (set_in("tensors", 0, "shape", to=[2**39, 10]), "stored up to element 240 of"),
         (set_in("tensors", 0, "tp_axis", to=2), r"tensors\.0\.tp_axis"),
         (set_in("tensors", 2, "tp_axis", to=1), r"tensor 'q.bias' of shape \(12,\) cannot be cut"),
         (set_in("tensors", 0, "tp_size", to=2), "has tp_size 2 but no tp_axis"),
@@ -264,30 +190,10 @@ def test_absurd_tp_size_is_refused_at_once(job, topology, saved):
         open_checkpoint(folder)
 
 
-def test_files_of_another_step_or_rank_are_refused(folder, topology, saved):
+def test_files_of_another_step_or_rank_are_refused_even_without_hashing(folder, topology, saved):
     older = folder.with_name("step_00000001")
     for source in (older / "rank_00000.safetensors", folder / "rank_00001.safetensors"):
         shutil.copy(source, folder / "rank_00000.safetensors")
-        found = open_checkpoint(older)
-        found = type(found)(folder, read_manifest(folder))
-        for check in ("touched", "none"):
-            with pytest.raises(CheckpointError, match=r"step_00000002/rank_00000\.safetensors"):
-                load(found, topology(1, 2, 1).cut(saved)[0], RunConfig(), verify=check)
-
-
-class Bomb:
-    def __reduce__(self):
-        return os.mkdir, ("exploded",)
-
-
-def test_planted_pickle_is_never_run(folder, topology, saved, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    bomb = pickle.dumps(Bomb())
-    (folder / "data.pkl").write_bytes(bomb)
-    load_everything(open_checkpoint(folder), topology, saved)
-    assert verify(folder) == [f"{folder / 'data.pkl'}: not part of this checkpoint"]
-    for name in ("manifest.json", "rank_00000.safetensors"):
-        (folder / name).write_bytes(bomb)
-        with pytest.raises(CheckpointError):
-            load_everything(open_checkpoint(folder), topology, saved)
-    assert not (tmp_path / "exploded").exists()
+        found = Found(folder, read_manifest(folder))
+        with pytest.raises(CheckpointError, match=r"step_00000002/rank_00000\.safetensors"):
+            load(found, topology(1, 2, 1).cut(saved)[0], RunConfig(), verify="none")
