@@ -70,15 +70,12 @@ class Lease:
         holder when it lives.
         """
         beat_seconds = stale_seconds / BEATS
-        folder = Path(run_dir) / FOLDER
-        folder.mkdir(parents=True, exist_ok=True)
-        while True:
-            newest = _newest(folder)
-            if newest and newest.suffix == ".json":
-                _outlive(newest, run_dir, beat_seconds, stale_seconds)
-            path = folder / f"{(_epoch(newest) if newest else 0) + 1:08d}.json"
-            if _create(path, Holder.this(job)):
-                return cls(path, beat_seconds)
+        try:
+            return cls(_take(run_dir, job, beat_seconds, stale_seconds), beat_seconds)
+        except OSError as error:
+            raise UserError(f"run_dir = '{run_dir}' cannot be locked: {error}",
+                            rule="a run makes a small file there, so that no other job writes to the folder",
+                            fix="free space, or make the folder writable for this user") from None  # fmt: skip
 
     def held(self) -> bool:
         """Whether this is still the holder; asks the file system, and is a sign of life."""
@@ -104,6 +101,18 @@ class Lease:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+def _take(run_dir: str | Path, job: str, beat_seconds: float, stale_seconds: float) -> Path:
+    folder = Path(run_dir) / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    while True:
+        newest = _newest(folder)
+        if newest and newest.suffix == ".json":
+            _outlive(newest, run_dir, beat_seconds, stale_seconds)
+        path = folder / f"{(_epoch(newest) if newest else 0) + 1:08d}.json"
+        if _create(path, Holder.this(job)):
+            return path
 
 
 def _boot() -> str:
@@ -143,6 +152,9 @@ def _create(path: Path, holder: Holder) -> bool:
             os.fsync(file.fileno())
     except FileExistsError:
         return False
+    except OSError:
+        path.unlink(missing_ok=True)  # on a full disk an empty file would look like a holder
+        raise
     for other in path.parent.iterdir():
         if other.stem.isdecimal() and _epoch(other) < _epoch(path):
             other.unlink(missing_ok=True)

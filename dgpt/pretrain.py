@@ -4,7 +4,7 @@ import hashlib
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -12,6 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dgpt import runtime as processes
+from dgpt.checkpoint.files import FOLDER as CHECKPOINTS
+from dgpt.checkpoint.files import clean
 from dgpt.checkpoint.format import MeshEntry, Meta
 from dgpt.checkpoint.save import Checkpointer
 from dgpt.config import RunConfig, to_toml
@@ -66,15 +68,17 @@ def pretrain(config: RunConfig) -> int:
 
 @contextmanager
 def _lease(config: RunConfig, runtime: Runtime) -> Iterator[Lease | None]:
-    """The run folder, held by rank 0 for all. Raises UserError on every rank if another job holds it."""
-    leases: list[Lease] = []
-    stale = config.resume.stale_lock_seconds
-    runtime.on_main(lambda: leases.append(Lease.take(config.run_dir, processes.job_id(), stale_seconds=stale)))
-    try:
+    """The run folder, held by rank 0 for all. Raises UserError on every rank if that is not possible."""
+    with ExitStack() as stack:
+        leases: list[Lease] = []
+
+        def take() -> None:
+            stale = config.resume.stale_lock_seconds
+            leases.append(stack.enter_context(Lease.take(config.run_dir, processes.job_id(), stale_seconds=stale)))
+            clean(Path(config.run_dir) / CHECKPOINTS)
+
+        runtime.on_main(take)
         yield leases[0] if leases else None
-    finally:
-        for lease in leases:
-            lease.release()
 
 
 def _nothing_to_do(step: int, config: RunConfig, runtime: Runtime) -> int:

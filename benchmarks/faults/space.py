@@ -25,7 +25,6 @@ FULL = "No space left on device|bytes are needed"
 FILLED_AT = {  # by another program, at a point of rank 0 or 1 while it saves step 2
     "after 1 byte of rank 0's shard": (0, Point("write", f"{TEMPORARY}/{SHARDS[0]}", written=1), FULL),
     "in the middle of rank 1's shard": (1, Point("write", f"{TEMPORARY}/{SHARDS[1]}", written=FILE_LIMIT), FULL),
-    "before rank 0's report": (0, Point("open", f"{TEMPORARY}/rank_00000.json.partial"), "no report from rank 0"),
     "before rank 1's report": (1, Point("open", f"{TEMPORARY}/rank_00001.json.partial"), f"{FULL}|no report"),
     "before the manifest": (0, Point("open", f"{TEMPORARY}/manifest.json.partial"), FULL),
     "before the manifest's hash": (0, Point("open", f"{TEMPORARY}/manifest.sha256.partial"), FULL),

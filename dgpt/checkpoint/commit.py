@@ -86,9 +86,9 @@ class Outcome(NamedTuple):
 def write_and_commit(job: Job, payload: memoryview) -> Outcome:
     """Runs in the writer thread of every rank; returns when the outcome for all ranks is known."""
     part = _write_part(job, payload)
-    with suppress(OSError):  # without a report the others give up by time
-        files.write_whole(job.report_path(job.rank), part.model_dump_json().encode())
     if job.rank > 0:
+        with suppress(OSError):  # without a report rank 0 gives up by time
+            files.write_whole(job.report_path(job.rank), part.model_dump_json().encode())
         return Outcome(part.error or _await_commit(job))
     error = _commit(job, part)
     return Outcome(error, None if error else _prune(job))
@@ -135,7 +135,7 @@ def _commit(job: Job, own: Part) -> str | None:
             return None
         reason = "; ".join(errors)
     except (OSError, ValueError) as error:
-        reason = own.error or str(error)
+        reason = f"{own.error}; {error}" if own.error else str(error)
     with suppress(OSError):  # what cannot be deleted now is cleaned at the next start
         files.delete_folder(job.folder, job.attempt)
     return reason
@@ -143,22 +143,21 @@ def _commit(job: Job, own: Part) -> str | None:
 
 def _collect(job: Job, own: Part) -> list[Part]:
     """The reports of all ranks, in order. Raises OSError when one is overdue, ValueError when one is unreadable."""
-    paths = [job.report_path(rank) for rank in range(job.mesh.world_size)]
-    missing: list[Path] = []
-    for _ in _patience(lambda: _bytes_in(job.folder), job.stall_seconds):
+    paths = [job.report_path(rank) for rank in range(1, job.mesh.world_size)]
+    missing = paths
+    patience = min(job.stall_seconds, 10.0) if own.error else job.stall_seconds
+    for _ in _patience(lambda: _bytes_in(job.folder), patience):
         try:
             names = set(os.listdir(job.folder))
         except FileNotFoundError:
             raise OSError(own.error or f"{job.folder.name} was removed while it was written") from None
         missing = [path for path in paths if path.name not in names]
-        if own.error and paths[job.rank] in missing:
-            raise OSError(own.error)
         if not missing:
-            return [Part.model_validate_json(path.read_bytes()) for path in paths]
+            return [own, *(Part.model_validate_json(path.read_bytes()) for path in paths)]
         with suppress(OSError):
             os.utime(job.folder)  # a sign of life for the others
-    late = ", ".join(path.stem.removeprefix("rank_").lstrip("0") or "0" for path in missing)
-    raise OSError(f"no report from rank {late}, and {job.folder.name} has not grown for {job.stall_seconds:g} s")
+    late = ", ".join(path.stem.removeprefix("rank_").lstrip("0") for path in missing)
+    raise OSError(f"no report from rank {late}, and {job.folder.name} has not grown for {patience:g} s")
 
 
 def _publish(job: Job, parts: list[Part]) -> None:
@@ -167,7 +166,7 @@ def _publish(job: Job, parts: list[Part]) -> None:
     for part in parts:
         if part.file and files.opened_size(job.folder / part.file.name) != part.file.size:
             raise OSError(f"{part.file.name} does not have the {part.file.size} bytes that rank {part.rank} wrote")
-        job.report_path(part.rank).unlink()
+        job.report_path(part.rank).unlink(missing_ok=True)
     files.write_whole(job.folder / MANIFEST, content)
     files.write_whole(job.folder / MANIFEST_HASH, f"{sha256(content).hexdigest()}  {MANIFEST}\n".encode())
     files.sync_folder(job.folder)

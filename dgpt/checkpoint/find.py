@@ -21,15 +21,16 @@ class Found:
 def find_latest(run_dir: str | Place, known_bad: Mapping[Place, str] | None = None) -> Found | None:
     """The newest checkpoint with a valid manifest and all files of the right size; None if there are no checkpoints.
 
-    Hashes are checked when a file is read. known_bad: folders to skip, and why, e.g. because `load` refused them.
+    Hashes are checked when a file is read. known_bad: folders to skip, and why: the `summary` of what `load` raised.
     Raises CheckpointError if there are checkpoints but none is whole: training never restarts at step 0 in silence.
     """
     skipped: list[str] = []
     root = place(run_dir) / FOLDER
     for folder in step_folders(root):
+        if known_bad and folder in known_bad:
+            skipped.append(known_bad[folder])
+            continue
         try:
-            if known_bad and folder in known_bad:
-                raise CheckpointError(folder, known_bad[folder], fix="")
             manifest = read_manifest(folder)
             check_sizes(folder, manifest)
             return Found(folder, manifest, tuple(skipped))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
+from re import fullmatch
 
 from pydantic import BaseModel, ValidationError
 
@@ -30,10 +31,11 @@ def read_manifest(folder: Place) -> Manifest:
     if named is not None and isinstance(folder, Path) and folder.is_symlink():
         raise damaged(folder, "is a link in place of the folder (links are not followed)")
     content = _read(path)
-    expected, found = _read(folder / MANIFEST_HASH), f"{sha256(content).hexdigest()}  {MANIFEST}\n".encode()
-    if expected != found:
-        raise damaged(path, f"expected the sha256 {expected[:64].decode(errors='replace')!r} of {MANIFEST_HASH}, "
-                            f"found {found[:64].decode()!r}")  # fmt: skip
+    hashed = fullmatch(rb"([0-9a-f]{64})  manifest\.json\n", _read(folder / MANIFEST_HASH))
+    if hashed is None:
+        raise damaged(path, f"expected the sha256 of it in {MANIFEST_HASH}, found something else there")
+    if (expected := hashed[1].decode()) != (found := sha256(content).hexdigest()):
+        raise damaged(path, f"expected the sha256 {expected} of {MANIFEST_HASH}, found {found}")
     manifest = _parse(path, content)
     if named is not None and named != manifest.step:
         raise damaged(path, f"holds step {manifest.step}, but the folder is named {folder.name}")

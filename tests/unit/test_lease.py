@@ -157,3 +157,16 @@ def test_of_many_at_once_one_gets_it(tmp_path):
     assert (len(got), len(winners)) == (16, 1)
     assert winners[0].held()
     winners[0].release()
+
+
+def test_a_folder_that_cannot_be_locked(tmp_path, monkeypatch):
+    """As root nothing is read-only; hence a file in the place of the folder, and a disk that is full."""
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"run_dir = '.*file' cannot be locked: .*Not a directory"):
+        Lease.take(tmp_path / "file")
+    monkeypatch.setattr(
+        "dgpt.lease.json.dump", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
+    with pytest.raises(UserError, match=r"cannot be locked: .*No space left on device"):
+        Lease.take(tmp_path)
+    assert files(tmp_path) == []

@@ -73,7 +73,7 @@ def test_no_checkpoint_at_all_is_none(tmp_path):
 
 
 def test_known_bad_checkpoints_are_skipped_with_their_reason(folder):
-    found = find_latest(folder.parents[1], known_bad={folder: "refused by load"})
+    found = find_latest(folder.parents[1], known_bad={folder: f"{folder}: refused by load"})
     assert found.manifest.step == 1
     assert found.skipped == (f"{folder}: refused by load",)
 
