@@ -29,6 +29,7 @@ def as_weights_only(runtime: Runtime, config: RunConfig) -> Seen:
             meta = Meta(tokens=0, samples=0, loss=None, data_hash=run.setup.data_hash,
                         tokenizer_hash=run.setup.tokenizer.hash, config=run.config.model_dump(mode="json"))  # fmt: skip
             bare = Checkpointer(config.run_dir, runtime.rank, mesh, "bare")
+            runtime.broadcast(None)  # rank 0 has cleaned the folder
             bare.save(done + 1, [f for f in run.engine.fragments() if f.state == "weight"], meta)
             bare.wait()
 
