@@ -179,7 +179,7 @@ def _dgpt(arm: Arm, config: RunConfig, runtime: Runtime, tokens: Path, gate: Gat
     loader = Loader(data, seq_len=config.model.seq_len, seed=config.seed, plan=plan,
                     dp_rank=dims.dp_rank(runtime.rank), reset_at_document=False)  # fmt: skip
     setup = Setup(config=config, dims=dims, plan=plan, dtype=DTYPES[arm.dtype], train_data=data, val_data=data,
-                  loader=loader, tokenizer=_tokenizer(config.model.vocab_size), data_hash="", found=None)  # fmt: skip
+                  loader=loader, tokenizer=_tokenizer(config.model.vocab_size), data_hash="")  # fmt: skip
     Path(config.run_dir).mkdir(exist_ok=True)
     _Gated(setup, runtime, gate).run()
 
@@ -188,7 +188,7 @@ class _Gated(Pretraining):
     """The real thing, stopped at the gate before each step."""
 
     def __init__(self, setup: Setup, runtime: Runtime, gate: Gate) -> None:
-        super().__init__(setup, runtime)
+        super().__init__(setup, runtime, lease=None)
         self.gate = gate
         step = setup.loader.step
 

@@ -34,7 +34,6 @@ from dgpt.checkpoint.format import (
     Manifest,
     MeshEntry,
     Meta,
-    safetensors_header,
 )
 from dgpt.checkpoint.layout import Layout, Part, merge
 from dgpt.checkpoint.prune import prune
@@ -83,9 +82,12 @@ class Outcome(NamedTuple):
     warning: str | None = None
 
 
-def write_and_commit(job: Job, payload: memoryview) -> Outcome:
-    """Runs in the writer thread of every rank; returns when the outcome for all ranks is known."""
-    part = _write_part(job, payload)
+def write_and_commit(job: Job, content: memoryview) -> Outcome:
+    """Runs in the writer thread of every rank; returns when the outcome for all ranks is known.
+
+    content: of this rank's file, header and all.
+    """
+    part = _write_part(job, content)
     if job.rank > 0:
         with suppress(OSError):  # without a report rank 0 gives up by time
             files.write_whole(job.report_path(job.rank), part.model_dump_json().encode())
@@ -103,13 +105,12 @@ def _prune(job: Job) -> str | None:
     return None
 
 
-def _write_part(job: Job, payload: memoryview) -> Part:
+def _write_part(job: Job, content: memoryview) -> Part:
     path, layout = job.folder / f"rank_{job.rank:05d}.safetensors", job.layout
-    header = safetensors_header(job.step, job.attempt, layout.tensors, layout.states, layout.table)
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
-        _check_space(job, len(header) + len(payload))
-        size, digest = files.write_hashed(path, [header, payload])
+        _check_space(job, len(content))
+        size, digest = files.write_hashed(path, [content])
     except OSError as error:
         with suppress(OSError):
             path.unlink()  # on a full disk this makes room for the report

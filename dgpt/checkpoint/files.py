@@ -5,7 +5,10 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from errno import EINVAL
+from fcntl import F_GETFL, F_SETFL, fcntl
 from pathlib import Path
 from stat import S_ISREG
 from typing import BinaryIO, TypeVar, cast
@@ -15,6 +18,7 @@ from dgpt.errors import UserError
 from dgpt.storage import Place, RemotePath
 
 CHUNK_BYTES = 8 << 20
+PAGE_BYTES = 4096
 FOLDER = "checkpoints"  # in the run folder
 _STEP = re.compile(r"step_([0-9]{8,12})")
 Somewhere = TypeVar("Somewhere", bound=Place)
@@ -39,18 +43,43 @@ def step_folders(root: Somewhere) -> list[Somewhere]:
 
 
 def write_hashed(path: Path, chunks: Iterable[bytes | memoryview]) -> tuple[int, str]:
-    """Write a new file, durably; returns its size and sha256. Nothing is copied."""
+    """Write a new file, durably; returns its size and sha256. Each chunk is hashed while it is written.
+
+    Nothing is copied, and a large chunk that begins at a page does not go through the page cache: what is there (the
+    training data) stays there.
+    """
     size, digest = 0, hashlib.sha256()
-    with open(path, "xb") as file:
+    with open(path, "xb") as file, ThreadPoolExecutor(1, thread_name_prefix="checkpoint-hash") as hasher:
         for chunk in chunks:
-            for begin in range(0, len(chunk), CHUNK_BYTES):
-                piece = chunk[begin : begin + CHUNK_BYTES]
-                digest.update(piece)
-                file.write(piece)
+            hashed = hasher.submit(digest.update, chunk)
+            _write(file, memoryview(chunk))
+            hashed.result()
             size += len(chunk)
         file.flush()
         os.fsync(file.fileno())
     return size, digest.hexdigest()
+
+
+def _write(file: BinaryIO, data: memoryview) -> None:
+    written = _write_directly(file, data) if len(data) > CHUNK_BYTES else 0
+    for begin in range(written, len(data), CHUNK_BYTES):
+        file.write(data[begin : begin + CHUNK_BYTES])
+
+
+def _write_directly(file: BinaryIO, data: memoryview) -> int:
+    """Write whole pages past the page cache (O_DIRECT); returns the bytes written, 0 where that is not possible."""
+    file.flush()
+    start, end, flags = file.tell(), len(data) // PAGE_BYTES * PAGE_BYTES, fcntl(file, F_GETFL)
+    try:
+        fcntl(file, F_SETFL, flags | getattr(os, "O_DIRECT", 0))
+        for begin in range(0, end, CHUNK_BYTES):  # a write larger than its buffer is not copied by `file`
+            file.write(data[begin : min(begin + CHUNK_BYTES, end)])
+    except OSError as error:
+        if error.errno != EINVAL:  # so a file system says that it cannot, or not from this address
+            raise
+    finally:
+        fcntl(file, F_SETFL, flags)
+    return file.tell() - start
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -118,6 +118,8 @@ def _plan(found: Found, f: Fragment) -> list[_Read]:
 def _buffer_bytes(read: _Read) -> int:
     """The whole span of the block up to BUFFER_BYTES, and one row at least."""
     block, size = read.block, read.dtype.itemsize
+    if _straight(read):
+        return 0
     row = block.columns * size
     return max(row, min(BUFFER_BYTES, (block.rows - 1) * block.source_stride * size + row))
 
@@ -134,16 +136,36 @@ def _read_file(found: Found, number: int, reads: list[_Read]) -> None:
 
 
 def _read_block(file: BinaryIO, read: _Read, buffer: bytearray) -> None:
-    """Read a strided block as a few spans of rows, each no longer than the buffer, and copy out its columns."""
+    """Read a strided block as a few spans of rows, each no longer than the buffer, and copy out its columns.
+
+    A block without gaps on either side goes straight to where it belongs.
+    """
     block, size = read.block, read.dtype.itemsize
+    if _straight(read):
+        count = block.rows * block.columns
+        target = read.target[block.target_start : block.target_start + count].view(torch.uint8).numpy().data
+        _fill(file, read.offset + block.source_start * size, target)
+        return
     rows_each = max(1, (len(buffer) // size - block.columns) // block.source_stride + 1)
     for row in range(0, block.rows, rows_each):
         rows = min(rows_each, block.rows - row)
         span = (rows - 1) * block.source_stride + block.columns
-        file.seek(read.offset + (block.source_start + row * block.source_stride) * size)
-        if file.readinto(memoryview(buffer)[: span * size]) != span * size:  # type: ignore[attr-defined]
-            raise OSError("ended while it was read")
+        start = block.source_start + row * block.source_stride
+        _fill(file, read.offset + start * size, memoryview(buffer)[: span * size])
         source = torch.frombuffer(buffer, dtype=read.dtype, count=span)
         source = source.as_strided((rows, block.columns), (block.source_stride, 1))
         begin = read.target.storage_offset() + block.target_start + row * block.target_stride
         read.target.as_strided((rows, block.columns), (block.target_stride, 1), begin).copy_(source)
+
+
+def _straight(read: _Read) -> bool:
+    """Whether the bytes of the file are those of the target, in one piece."""
+    block, target = read.block, read.target
+    one_piece = block.rows == 1 or block.columns == block.source_stride == block.target_stride
+    return one_piece and target.dtype == read.dtype and target.device.type == "cpu" and target.is_contiguous()
+
+
+def _fill(file: BinaryIO, offset: int, place: memoryview) -> None:
+    file.seek(offset)
+    if file.readinto(place) != len(place):  # type: ignore[attr-defined]
+        raise OSError("ended while it was read")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dgpt.checkpoint import files
 from dgpt.checkpoint.commit import Job, Outcome, Writer, write_and_commit
-from dgpt.checkpoint.format import CheckpointError, MeshEntry, Meta
+from dgpt.checkpoint.format import CheckpointError, MeshEntry, Meta, safetensors_header
 from dgpt.checkpoint.layout import plan
 from dgpt.fragments import Fragment
 from dgpt.storage import Place
@@ -70,10 +70,11 @@ class Checkpointer:
         """
         self.wait()
         layout, tensors = plan(fragments)
-        payload = self._copy(tensors, layout.payload_bytes)
+        header = safetensors_header(step, self._attempt, layout.tensors, layout.states, layout.table)
+        content = self._copy(header, tensors, layout.payload_bytes)
         job = Job(self.root, step, self._attempt, self._rank, self._mesh, meta, layout,
                   self._stall_seconds, self._keep_last, self._keep_every, self.in_use, self._writer)  # fmt: skip
-        self._running = step, self._thread.submit(write_and_commit, job, payload)
+        self._running = step, self._thread.submit(write_and_commit, job, content)
 
     def poll(self) -> None:
         """Report a save that has ended; cheap, for every step. Never raises: ranks may see it at different steps."""
@@ -101,17 +102,22 @@ class Checkpointer:
         self._report(f"CHECKPOINT NOT SAVED at step {step} (failure {self._failures} in a row, the run stops at "
                      f"{MAX_FAILURES}): {self._error}")  # fmt: skip
 
-    def _copy(self, tensors: list[Tensor], size: int) -> memoryview:
-        """The stall: every tensor to the host buffer, allocated at the first save and kept (pinned for GPUs)."""
-        on_gpu = any(tensor.is_cuda for tensor in tensors)
-        if self._buffer.numel() < size:
+    def _copy(self, header: bytes, tensors: list[Tensor], payload_bytes: int) -> memoryview:
+        """The stall: the file as it will be, in a host buffer allocated at the first save and kept (pinned for GPUs).
+
+        It begins at a page, as writing past the page cache wants it. There is room for a header with a longer step.
+        """
+        on_gpu, size = any(tensor.is_cuda for tensor in tensors), len(header) + payload_bytes
+        if self._buffer.numel() < size + files.PAGE_BYTES:
             self._buffer = torch.empty(0, dtype=torch.uint8)  # free the old one first
-            self._buffer = torch.empty(size, dtype=torch.uint8, pin_memory=on_gpu)
-        offset = 0
+            self._buffer = torch.empty(size + 2 * files.PAGE_BYTES, dtype=torch.uint8, pin_memory=on_gpu)
+        content = self._buffer[-self._buffer.data_ptr() % files.PAGE_BYTES :][:size]
+        content[: len(header)] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
+        offset = len(header)
         for tensor in tensors:
-            place = self._buffer[offset : offset + tensor.nbytes]
+            place = content[offset : offset + tensor.nbytes]
             place.view(tensor.dtype).copy_(tensor, non_blocking=on_gpu)
             offset += tensor.nbytes
         if on_gpu:
             torch.cuda.synchronize()
-        return self._buffer.numpy().data[:size]
+        return content.numpy().data
