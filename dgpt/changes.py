@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from dgpt.checkpoint.find import Found
-from dgpt.config import RunConfig
+from dgpt.config import RunConfig, flat
 from dgpt.errors import UserError
 
 # These decide which samples a step sees.
@@ -11,7 +11,8 @@ DATA_ORDER = ("seed", "model.seq_len", "training.global_batch_size", "data.reset
 # A change of these leaves the curve as it is, but for rounding.
 FREE = ("data.", "tokenizer.", "parallel.", "activation_checkpointing.", "checkpoint.", "logging.", "resume.",
         "training.micro_batch_size", "training.eval_", "training.loss_chunk_tokens", "training.compile")  # fmt: skip
-ALLOWED = "resume.allow_data_change=true goes on nevertheless, at the same position of another stream of samples"
+BENDS = ("parallel.reduce_dtype", "parallel.zero_quantized", "parallel.zero_extra")  # numerics, all the same
+ALLOWED = "resume.allow_data_change=true goes on nevertheless, with what the other stream of samples has at that step"
 
 
 def check_same_data(found: Found, config: RunConfig, data_hash: str, tokenizer_hash: str) -> None:
@@ -41,9 +42,9 @@ def data_changes(
 def differences(found: Found, config: RunConfig) -> Iterator[tuple[str, object, object]]:
     """(setting, value in the checkpoint, value now), where they differ."""
     then, now = flat(found.manifest.meta.config), flat(config.model_dump(mode="json"))
-    for name in now:
-        if name != "run_dir" and then.get(name) != now[name]:
-            yield name, then.get(name), now[name]
+    for name in now | then:
+        if name != "run_dir" and then.get(name) != now.get(name):
+            yield name, then.get(name), now.get(name)
 
 
 def report(found: Found, config: RunConfig, data_hash: str, tokenizer_hash: str) -> Iterator[str]:
@@ -53,14 +54,5 @@ def report(found: Found, config: RunConfig, data_hash: str, tokenizer_hash: str)
     others = [change for change in differences(found, config) if change[0] not in DATA_ORDER]
     for free, what in ((False, "WARNING, this bends the curve"), (True, "changed since the checkpoint")):
         for name, then, now in others:
-            if name.startswith(FREE) == free:
+            if (name.startswith(FREE) and not name.startswith(BENDS)) == free:
                 yield f"{what}: {name} = {then} -> {now}"
-
-
-def flat(values: object, prefix: str = "") -> dict[str, object]:
-    """A nested config as dotted names."""
-    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else None
-    if items is None:
-        return {prefix: values}
-    dotted = ((f"{prefix}.{key}" if prefix else str(key), value) for key, value in items)
-    return {name: leaf for path, value in dotted for name, leaf in flat(value, path).items()}

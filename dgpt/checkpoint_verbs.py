@@ -2,6 +2,7 @@
 
 import sys
 from argparse import Namespace
+from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -82,21 +83,22 @@ def prune(options: Namespace) -> int:
         raise UserError(f"'{options.run}' has no checkpoints", rule="prune deletes old checkpoints of a run folder",
                         fix="give the run_dir of a run")  # fmt: skip
     wanted = root, step_of(folders[0]) or 0, options.keep_last, options.keep_every
-    sizes = {folder: sum(path.lstat().st_size for path in folder.iterdir()) for folder in folders}
-    damage = {folder: problem for folder in folders if (problem := problem_of(folder))}
+    sizes = {folder: sum(path.lstat().st_size for path in folder.glob("*")) for folder in folders}
+    judge = _Judge()
     try:
         if options.dry_run:
-            gone = doomed(*wanted)
+            gone = doomed(*wanted, judge_kept=judge)
         else:
             with Lease.take(options.run):  # refuses the folder of a run that is going on
-                gone = prune(*wanted, f"prune-{uuid4().hex}")
+                gone = prune(*wanted, f"prune-{uuid4().hex}", judge_kept=judge)
     except OSError as error:
         raise UserError(f"a checkpoint of '{options.run}' could not be deleted: {error}",
                         rule="prune needs the right to write there",
                         fix="free it and prune again") from None  # fmt: skip
     for folder in reversed(folders):
-        word = "delete" if folder in gone else "damaged" if folder in damage else "keep"
-        print(f"{word:7}  {folder.name}  {size_text(sizes[folder]):>10}  {damage.get(folder, '')}".rstrip())
+        damage = None if folder in gone else judge.found[folder] if folder in judge.found else problem_of(folder)
+        word = "delete" if folder in gone else "damaged" if damage else "keep"
+        print(f"{word:7}  {folder.name}  {size_text(sizes[folder]):>10}  {damage or ''}".rstrip())
     freed = size_text(sum(sizes[folder] for folder in gone))
     print(f"{len(gone)} of {len(folders)} checkpoints, {freed}: " + ("would go" if options.dry_run else "deleted"))
     return outcome.DONE
@@ -112,6 +114,19 @@ def average(options: Namespace) -> int:
     written = f"{size_text(manifest.bytes)}, with the settings of step {manifest.step}"
     print(f"{options.output}: mean weights of {len(options.sources)} checkpoints, {written}")
     return outcome.DONE
+
+
+class _Judge:
+    """What is wrong with a checkpoint, every byte of it read: what is to be kept must be good."""
+
+    def __init__(self) -> None:
+        self.found: dict[Path, str | None] = {}
+
+    def __call__(self, folder: Path) -> str | None:
+        from dgpt.checkpoint import verify
+
+        self.found[folder] = next(iter(verify(folder, progress=sys.stderr.isatty())), None)
+        return self.found[folder]
 
 
 def _is_checkpoint(path: Place) -> bool:

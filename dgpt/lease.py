@@ -37,10 +37,11 @@ class Holder:
     pid: int
     started: int  # when the process began, in clock ticks after the boot: what makes a pid unique
     job: str  # of the scheduler, or empty
+    stale_seconds: float  # it wants to be thought dead after so long a silence
 
     @classmethod
-    def this(cls, job: str) -> "Holder":
-        return cls(socket.gethostname(), _boot(), os.getpid(), _started(os.getpid()) or 0, job)
+    def this(cls, job: str, stale_seconds: float) -> "Holder":
+        return cls(socket.gethostname(), _boot(), os.getpid(), _started(os.getpid()) or 0, job, stale_seconds)
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}" + f" (job {self.job})" * bool(self.job)
@@ -48,9 +49,10 @@ class Holder:
     @property
     def fate(self) -> bool | None:
         """Whether its process lives; None if that cannot be seen from here."""
-        if not self.boot or self.boot != _boot():
+        if not self.boot or self.boot != _boot() or not self.started:
             return None
-        return _started(self.pid) == self.started
+        started = _started(self.pid)
+        return _may_live(self.pid) if started is None else started == self.started
 
 
 class Lease:
@@ -69,32 +71,32 @@ class Lease:
         stale_seconds: without a sign of life for so long, a holder counts as dead. Raises UserError that names the
         holder when it lives.
         """
-        beat_seconds = stale_seconds / BEATS
         try:
-            return cls(_take(run_dir, job, beat_seconds, stale_seconds), beat_seconds)
+            return cls(_take(run_dir, Holder.this(job, stale_seconds)), stale_seconds / BEATS)
         except OSError as error:
             raise UserError(f"run_dir = '{run_dir}' cannot be locked: {error}",
                             rule="a run makes a small file there, so that no other job writes to the folder",
                             fix="free space, or make the folder writable for this user") from None  # fmt: skip
 
     def held(self) -> bool:
-        """Whether this is still the holder; asks the file system, and is a sign of life."""
+        """Whether this is surely still the holder; asks the file system, and is a sign of life."""
         try:
             os.utime(self.path)
-        except OSError as error:  # any other error is the file system's trouble, which the write that follows will see
+        except OSError as error:  # another error than these two is the file system's trouble, and may pass
             self.lost = self.lost or isinstance(error, FileNotFoundError) or error.errno == ESTALE
+            return False
         return not self.lost
 
     def release(self) -> None:
         """Give the folder free. The epoch stays, so that the next one is higher."""
         self._ended.set()
         self._beat.join()
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # then it is free when it is stale
             self.path.rename(self.path.with_suffix(".free"))
 
     def _live(self, seconds: float) -> None:
-        while not self._ended.wait(seconds) and self.held():
-            pass
+        while not self.lost and not self._ended.wait(seconds):
+            self.held()
 
     def __enter__(self) -> Self:
         return self
@@ -103,15 +105,27 @@ class Lease:
         self.release()
 
 
-def _take(run_dir: str | Path, job: str, beat_seconds: float, stale_seconds: float) -> Path:
+def holder(run_dir: str | Path) -> tuple[Holder, float] | None:
+    """Who holds a run folder, and the seconds since its last sign of life; None if nobody does. Changes nothing."""
+    folder = Path(run_dir) / FOLDER
+    newest = _newest(folder) if folder.is_dir() else None
+    if newest is None or newest.suffix != ".json":
+        return None
+    found, touched = _read(newest), _touched(newest)
+    if found is None or touched is None:
+        return None
+    return found, max(0.0, time.time() - touched)
+
+
+def _take(run_dir: str | Path, taker: Holder) -> Path:
     folder = Path(run_dir) / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     while True:
         newest = _newest(folder)
         if newest and newest.suffix == ".json":
-            _outlive(newest, run_dir, beat_seconds, stale_seconds)
+            _outlive(newest, run_dir, taker)
         path = folder / f"{(_epoch(newest) if newest else 0) + 1:08d}.json"
-        if _create(path, Holder.this(job)):
+        if _create(path, taker):
             return path
 
 
@@ -124,13 +138,24 @@ def _boot() -> str:
 
 
 def _started(pid: int) -> int | None:
-    """None if there is no such process, or only its remains."""
+    """0 for the remains of a process that has ended; None if there is none to be seen."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
         return None
     fields = status.rpartition(")")[2].split()  # from field 3 of proc_pid_stat(5) on; the name before may hold anything
-    return None if fields[0] in "ZX" else int(fields[19])
+    return 0 if fields[0] in "ZX" else int(fields[19])
+
+
+def _may_live(pid: int) -> bool | None:
+    """False if there is no such process; None if it may be hidden: /proc can be mounted so for other users."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return None
 
 
 def _epoch(path: Path) -> int:
@@ -164,21 +189,26 @@ def _create(path: Path, holder: Holder) -> bool:
     return False
 
 
-def _outlive(path: Path, run_dir: str | Path, beat_seconds: float, stale_seconds: float) -> None:
-    """Return when the holder counts as dead. Raises UserError when it lives."""
-    first, told = _touched(path), False
+def _outlive(path: Path, run_dir: str | Path, taker: Holder) -> None:
+    """Return when the holder counts as dead. Raises UserError when it lives.
+
+    An old sign of life is not enough: after an outage of the file server the holder is the next to write. It must also
+    be silent for a quarter of the time while it is watched.
+    """
+    first, since, told = _touched(path), time.monotonic(), False
     while (touched := _touched(path)) is not None:
         holder, age = _read(path), _file_server_time(path.parent) - touched
+        stale = max(taker.stale_seconds, holder.stale_seconds if holder else 0)
         fate = holder.fate if holder else None
-        if fate is False or age > stale_seconds:
+        if fate is False or (age > stale and time.monotonic() - since > stale / 4):
             return
-        if touched != first or (fate and age < 3 * beat_seconds):
+        if touched != first or (fate and age < 3 * stale / BEATS):
             raise _in_use(run_dir, holder, age)
         if not told:
             told = True
             print(f"waiting: {run_dir} is held by {holder or 'a process that does not say who it is'}; without a sign "
-                  f"of life for {stale_seconds:g} s it counts as dead", file=sys.stderr, flush=True)  # fmt: skip
-        time.sleep(beat_seconds / 10)
+                  f"of life for {stale:g} s it counts as dead", file=sys.stderr, flush=True)  # fmt: skip
+        time.sleep(taker.stale_seconds / BEATS / 10)
 
 
 def _in_use(run_dir: str | Path, holder: Holder | None, age: float) -> UserError:

@@ -28,7 +28,7 @@ from dgpt.parallel.mesh import Mesh
 from dgpt.preview import preview
 from dgpt.resume import describe, newest_step, resume
 from dgpt.runtime import Runtime
-from dgpt.setup import Setup, check, check_alike
+from dgpt.setup import Setup, check, check_alike, check_space
 from dgpt.train.console import Console
 from dgpt.train.loop import Losses, Work, train
 from dgpt.train.metrics import Monitor
@@ -60,7 +60,7 @@ def pretrain(config: RunConfig) -> int:
     if step >= config.training.steps:
         code = _nothing_to_do(step, config, runtime)
     else:
-        with _lease(config, runtime) as lease:
+        with _lease(setup.config, runtime) as lease:
             code = Pretraining(setup, runtime, lease).run()
     processes.finish()  # not after an error: leaving the group may wait for ranks that are gone
     return code
@@ -76,6 +76,7 @@ def _lease(config: RunConfig, runtime: Runtime) -> Iterator[Lease | None]:
             stale = config.resume.stale_lock_seconds
             leases.append(stack.enter_context(Lease.take(config.run_dir, processes.job_id(), stale_seconds=stale)))
             clean(Path(config.run_dir) / CHECKPOINTS)
+            check_space(config)
 
         runtime.on_main(take)
         yield leases[0] if leases else None
@@ -107,7 +108,7 @@ class Pretraining:
         )  # fmt: skip
         self.resumed = resume(setup, self.engine, runtime)
         self.start_step = self.resumed.step if self.resumed else 0
-        self.checkpointer.in_use = self.resumed.found.folder if self.resumed else None
+        self.checkpointer.in_use = self.resumed.folder if self.resumed else None
         self.validation = ValidationLoader(
             setup.val_data, seq_len=self.config.model.seq_len, micro_batch_size=setup.plan.micro_batch_size,
             dp_rank=self.mesh.dp_rank, dp_size=self.mesh.dp_size, max_samples=self.config.training.eval_samples,

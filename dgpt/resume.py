@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from dgpt import changes
 from dgpt.checkpoint.compatible import check_model
 from dgpt.checkpoint.files import step_of
-from dgpt.checkpoint.find import Found, find_latest, open_checkpoint
+from dgpt.checkpoint.find import Found, find_latest
 from dgpt.checkpoint.format import CheckpointError
 from dgpt.checkpoint.load import load
 from dgpt.checkpoint.peers import Peers
+from dgpt.checkpoint.read import read_manifest
 from dgpt.fragments import Fragment
 from dgpt.parallel.engine import Engine
 from dgpt.runtime import Runtime
@@ -21,13 +22,9 @@ from dgpt.storage import Place
 class Resumed:
     """The checkpoint that a run continues from."""
 
-    found: Found
-    passed_over: tuple[str, ...]  # newer ones, each with its reason
-    weights_only: bool  # it lacks a state of this run's optimizer, which starts anew
-
-    @property
-    def step(self) -> int:
-        return self.found.manifest.step
+    folder: Place
+    step: int
+    report: tuple[str, ...]  # what is to be said of it
 
 
 def newest_step(setup: Setup, runtime: Runtime) -> int:
@@ -57,13 +54,7 @@ def describe(setup: Setup, resumed: Resumed | None) -> Iterator[str]:
     if resumed is None:
         yield f"starting fresh at step 0: no checkpoint in {setup.config.run_dir}"
     else:
-        manifest, mesh = resumed.found.manifest, resumed.found.manifest.mesh
-        yield from (f"passed over {reason}" for reason in resumed.passed_over)
-        written_by = f"dp {mesh.dp_size} x tp {mesh.tp}, ZeRO {mesh.zero_stage}"
-        yield f"resuming at step {manifest.step} from {resumed.found.folder.name}, written by {written_by}"
-        if resumed.weights_only:
-            yield f"WARNING, the optimizer starts anew: the checkpoint holds only {', '.join(manifest.states)}"
-        yield from changes.report(resumed.found, setup.config, setup.data_hash, setup.tokenizer.hash)
+        yield from resumed.report
     yield f"the next batch has fingerprint {setup.loader.fingerprint(resumed.step if resumed else 0)}"
 
 
@@ -87,14 +78,26 @@ def _choose(setup: Setup, damaged: Mapping[Place, str], runtime: Runtime) -> Cho
 def _load(folder: Place, passed_over: tuple[str, ...], engine: Engine, setup: Setup, peers: Peers) -> Resumed:
     """Raises CheckpointError on all ranks if one of them cannot load it."""
     with peers.agreed():
-        found = open_checkpoint(folder)
+        found = Found(folder, read_manifest(folder), passed_over)  # load checks the sizes of what it reads
     fragments = engine.fragments()
-    weights_only = not {fragment.state for fragment in fragments} <= set(found.manifest.states)
+    states = set().union(*peers.gather({fragment.state for fragment in fragments}))
+    weights_only = not states <= set(found.manifest.states)
     load(found, fragments, setup.config, states={"weight"} if weights_only else None, peers=peers)
     if weights_only:
         _forget(fragments)
     engine.loaded(0 if weights_only else found.manifest.step)
-    return Resumed(found, passed_over, weights_only)
+    return Resumed(folder, found.manifest.step, tuple(_report(found, setup, weights_only)))
+
+
+def _report(found: Found, setup: Setup, weights_only: bool) -> Iterator[str]:
+    """Lines, so that the manifest, which is large for many ranks, need not stay in memory."""
+    manifest, mesh = found.manifest, found.manifest.mesh
+    yield from (f"passed over {reason}" for reason in found.skipped)
+    written_by = f"dp {mesh.dp_size} x tp {mesh.tp}, ZeRO {mesh.zero_stage}"
+    yield f"resuming at step {manifest.step} from {found.folder.name}, written by {written_by}"
+    if weights_only:
+        yield f"WARNING, the optimizer starts anew: the checkpoint holds only {', '.join(manifest.states)}"
+    yield from changes.report(found, setup.config, setup.data_hash, setup.tokenizer.hash)
 
 
 def _forget(fragments: list[Fragment]) -> None:

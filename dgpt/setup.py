@@ -56,7 +56,6 @@ def check(config: RunConfig, runtime: Runtime) -> Setup:
                     dp_rank=dims.dp_rank(runtime.rank), reset_at_document=config.data.reset_at_document)  # fmt: skip
     check_local(config.run_dir)
     check_writable(Path(config.run_dir))
-    check_space(config)
     data_hash = hash_of_data(folder)
     return Setup(config, dims, plan, dtype, train_data, val_data, loader, tokenizer, data_hash)
 

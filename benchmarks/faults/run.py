@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dgpt.checkpoint import Checkpointer, MeshEntry, Meta, verify
+from dgpt.checkpoint.read import read_manifest
 from dgpt.config import RunConfig
 from dgpt.errors import UserError
 from dgpt.fragments import Fragment
@@ -102,8 +103,8 @@ def start(run_dir: Path, shapes: Shapes) -> Ended:
     if resumed is None:
         return Ended("starts anew at step 0")
     engine.compare(resumed)
-    manifest = resumed.found.manifest
-    return Ended("continues", manifest.step, manifest.attempt, "\n".join(resumed.passed_over))
+    passed_over = (line for line in resumed.report if line.startswith("passed over "))
+    return Ended("continues", resumed.step, read_manifest(resumed.folder).attempt, "\n".join(passed_over))
 
 
 def start_and_save(run_dir: Path, shapes: Shapes) -> Ended:
@@ -137,12 +138,12 @@ class _Engine:
 
     def compare(self, resumed: Resumed) -> None:
         """Raises AssertionError unless all was loaded, bit for bit as it was saved."""
-        found = resumed.found.manifest
-        if self._steps != found.step or found.meta != meta(found.step) or resumed.weights_only:
-            raise AssertionError(f"WRONG DATA IN SILENCE: {self._steps} steps, {found.meta} of {resumed.found.folder}")
+        found = read_manifest(resumed.folder)
+        if self._steps != found.step or found.meta != meta(found.step):
+            raise AssertionError(f"WRONG DATA IN SILENCE: {self._steps} steps, {found.meta} of {resumed.folder}")
         for f, saved in zip(self._fragments, self._state(found.step, found.attempt), strict=True):
             if not torch.equal(f.tensor.view(torch.int32), saved.tensor.view(torch.int32)):
-                raise AssertionError(f"WRONG DATA IN SILENCE: {f.state} of {f.name}, {resumed.found.folder}")
+                raise AssertionError(f"WRONG DATA IN SILENCE: {f.state} of {f.name}, {resumed.folder}")
 
     def _state(self, step: int, attempt: str) -> list[Fragment]:
         return [fragment for rank in RANKS for fragment in state(self._shapes, rank, step, attempt)]

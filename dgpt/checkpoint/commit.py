@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from errno import ENOSPC
 from hashlib import sha256
@@ -30,6 +30,7 @@ from dgpt.checkpoint.format import (
     FORMAT,
     MANIFEST,
     MANIFEST_HASH,
+    CheckpointError,
     FileEntry,
     Manifest,
     MeshEntry,
@@ -37,6 +38,7 @@ from dgpt.checkpoint.format import (
 )
 from dgpt.checkpoint.layout import Layout, Part, merge
 from dgpt.checkpoint.prune import prune
+from dgpt.checkpoint.read import check_size, read_manifest
 from dgpt.storage import Place
 
 
@@ -46,6 +48,9 @@ class Writer(Protocol):
     epoch: int
 
     def held(self) -> bool: ...
+
+
+Known = dict[Path, dict[str, int]]  # the files and sizes of checkpoints whose manifests this process has seen
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ class Job:
     keep_last: int
     keep_every: int
     in_use: Place | None = None  # never pruned
+    known: Known = field(default_factory=dict)
     writer: Writer | None = None  # of rank 0
 
     @property
@@ -72,6 +78,17 @@ class Job:
     @property
     def folder(self) -> Path:
         return self.final.with_name(f"{self.final.name}.tmp-{self.attempt}")
+
+    def judge(self, folder: Path) -> str | None:
+        """What is wrong with a checkpoint, None if nothing. A manifest, which may be long, is read only once."""
+        try:
+            if folder not in self.known:
+                self.known[folder] = {file.name: file.size for file in read_manifest(folder).files}
+            for name, size in self.known[folder].items():
+                check_size(folder / name, size)
+        except CheckpointError as error:
+            return error.summary
+        return None
 
     def report_path(self, rank: int) -> Path:
         return self.folder / f"rank_{rank:05d}.json"
@@ -87,19 +104,30 @@ def write_and_commit(job: Job, content: memoryview) -> Outcome:
 
     content: of this rank's file, header and all.
     """
-    part = _write_part(job, content)
-    if job.rank > 0:
-        with suppress(OSError):  # without a report rank 0 gives up by time
-            files.write_whole(job.report_path(job.rank), part.model_dump_json().encode())
-        return Outcome(part.error or _await_commit(job))
-    error = _commit(job, part)
-    return Outcome(error, None if error else _prune(job))
+    try:
+        part = _write_part(job, content)
+        return _follow(job, part) if job.rank else _lead(job, part)
+    except OSError as error:  # a file system that fails in the middle of a wait
+        return Outcome(f"rank {job.rank}: {error}")
+
+
+def _follow(job: Job, part: Part) -> Outcome:
+    with suppress(OSError):  # without a report rank 0 gives up by time
+        files.write_whole(job.report_path(job.rank), part.model_dump_json().encode())
+    return Outcome(part.error or _await_commit(job))
+
+
+def _lead(job: Job, part: Part) -> Outcome:
+    problem = _commit(job, part)
+    if problem and not _committed(job):
+        return Outcome(problem)
+    return Outcome(None, problem or _prune(job))
 
 
 def _prune(job: Job) -> str | None:
     try:
         if job.writer is None or job.writer.held():
-            prune(job.root, job.step, job.keep_last, job.keep_every, job.attempt, in_use=job.in_use)
+            prune(job.root, job.step, job.keep_last, job.keep_every, job.attempt, in_use=job.in_use, judge=job.judge)
     except OSError as error:
         return f"an old checkpoint could not be deleted: {error}"
     return None
@@ -111,6 +139,8 @@ def _write_part(job: Job, content: memoryview) -> Part:
         job.folder.mkdir(parents=True, exist_ok=True)
         _check_space(job, len(content))
         size, digest = files.write_hashed(path, [content])
+        if files.hash_file(path) != digest:
+            raise OSError("the disk gives back other bytes than were written")
     except OSError as error:
         with suppress(OSError):
             path.unlink()  # on a full disk this makes room for the report
@@ -172,7 +202,8 @@ def _publish(job: Job, parts: list[Part]) -> None:
     files.write_whole(job.folder / MANIFEST_HASH, f"{sha256(content).hexdigest()}  {MANIFEST}\n".encode())
     files.sync_folder(job.folder)
     if job.writer and not job.writer.held():
-        raise OSError("another start of this run has taken over the run folder")
+        raise OSError("this job may no longer be the one that writes to the run folder")
+    job.known[job.final] = {part.file.name: part.file.size for part in parts if part.file}
     files.replace_folder(job.folder, job.final, job.attempt)
 
 

@@ -1,5 +1,7 @@
 """Whether a checkpoint is of the model that wants it."""
 
+from pydantic import JsonValue
+
 from dgpt.checkpoint.find import Found
 from dgpt.checkpoint.format import MANIFEST, CheckpointError
 from dgpt.config import ModelConfig, RunConfig, parse_config
@@ -12,19 +14,24 @@ _OTHER_MODEL = "set the model as in the checkpoint (`dgpt checkpoint show FOLDER
 
 def read_config(found: Found) -> RunConfig:
     """The settings that the checkpoint was trained with. Raises CheckpointError if this dgpt does not know them all."""
-    path, manifest = found.folder / MANIFEST, found.manifest
+    return _config_of(found, dict(found.manifest.meta.config))
+
+
+def _config_of(found: Found, values: dict[str, JsonValue]) -> RunConfig:
+    path = found.folder / MANIFEST
     try:
-        return parse_config(dict(manifest.meta.config), str(path))
+        return parse_config(values, str(path))
     except UserError as error:
-        fix = f"use dgpt {manifest.dgpt}, which wrote it"
+        fix = f"use dgpt {found.manifest.dgpt}, which wrote it"
         raise CheckpointError(path, f"its settings are not known here: {error.what}", fix=fix) from None
 
 
 def check_model(found: Found, config: RunConfig) -> None:
     """Raises CheckpointError that names the first setting in which the checkpoint's model differs from `config`'s."""
-    if difference := model_difference(read_config(found).model, config.model):
-        name, theirs, wanted = difference
-        reason = f"is of another model: model.{name} = {theirs!r} there, {wanted!r} in this run"
+    theirs = _config_of(found, {"model": found.manifest.meta.config.get("model")}).model  # other sections may be older
+    if difference := model_difference(theirs, config.model):
+        name, written, wanted = difference
+        reason = f"is of another model: model.{name} = {written!r} there, {wanted!r} in this run"
         raise CheckpointError(found.folder, reason, fix=_OTHER_MODEL)
 
 

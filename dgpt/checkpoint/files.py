@@ -19,6 +19,7 @@ from dgpt.storage import Place, RemotePath
 
 CHUNK_BYTES = 8 << 20
 PAGE_BYTES = 4096
+SYNC_BYTES = 1 << 30
 FOLDER = "checkpoints"  # in the run folder
 _STEP = re.compile(r"step_([0-9]{8,12})")
 Somewhere = TypeVar("Somewhere", bound=Place)
@@ -62,8 +63,13 @@ def write_hashed(path: Path, chunks: Iterable[bytes | memoryview]) -> tuple[int,
 
 def _write(file: BinaryIO, data: memoryview) -> None:
     written = _write_directly(file, data) if len(data) > CHUNK_BYTES else 0
-    for begin in range(written, len(data), CHUNK_BYTES):
-        file.write(data[begin : begin + CHUNK_BYTES])
+    for begin in range(written, len(data), SYNC_BYTES):
+        part = data[begin : begin + SYNC_BYTES]
+        for start in range(0, len(part), CHUNK_BYTES):
+            file.write(part[start : start + CHUNK_BYTES])
+        if len(part) == SYNC_BYTES:  # a long file is seen to grow, and not to stand still in one sync at its end
+            file.flush()
+            os.fdatasync(file.fileno())
 
 
 def _write_directly(file: BinaryIO, data: memoryview) -> int:

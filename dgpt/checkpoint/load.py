@@ -22,6 +22,7 @@ from dgpt.fragments import Fragment
 from dgpt.storage import Place
 
 BUFFER_BYTES = 16 << 20
+LONG_ROW_BYTES = 64 << 10  # rows from here on are read one by one, shorter ones with the gaps between them
 THREADS = 4  # of a rank: hashing one file is slower than most file systems
 
 
@@ -51,10 +52,11 @@ def load(
     that is read from ("none": only its size and header). peers: the ranks that load now, all of them with this call:
     each file is hashed by one of them. Memory beyond the fragments: THREADS buffers, each of at most 16 MiB or one row
     of a parameter.
-    Raises CheckpointError, on all peers and before anything is written, if the checkpoint is of another model, lacks a
-    tensor or a state, or has a damaged file among those that are read.
+    Raises CheckpointError on all peers if the checkpoint is of another model, lacks a tensor or a state, or has a
+    damaged file among those that are read: before anything is written, unless a file turns bad after it was hashed.
     """
-    check_model(found, config)
+    with peers.agreed():
+        check_model(found, config)
     _load(found, [f for f in fragments if states is None or f.state in states], verify, peers)
 
 
@@ -84,7 +86,7 @@ def _load(found: Found, fragments: list[Fragment], verify: str, peers: Peers) ->
     with peers.agreed(), ThreadPoolExecutor(THREADS) as threads:
         list(threads.map(partial(_check_start, found), by_file))
         list(threads.map(partial(_check_hash, found), to_hash))
-    with ThreadPoolExecutor(THREADS) as threads:
+    with peers.agreed(), ThreadPoolExecutor(THREADS) as threads:
         list(threads.map(partial(_read_file, found), by_file, by_file.values()))
 
 
@@ -121,6 +123,8 @@ def _buffer_bytes(read: _Read) -> int:
     if _straight(read):
         return 0
     row = block.columns * size
+    if row >= LONG_ROW_BYTES:
+        return row
     return max(row, min(BUFFER_BYTES, (block.rows - 1) * block.source_stride * size + row))
 
 
@@ -147,6 +151,8 @@ def _read_block(file: BinaryIO, read: _Read, buffer: bytearray) -> None:
         _fill(file, read.offset + block.source_start * size, target)
         return
     rows_each = max(1, (len(buffer) // size - block.columns) // block.source_stride + 1)
+    if block.columns * size >= LONG_ROW_BYTES:
+        rows_each = 1  # what lies between the rows belongs to other ranks
     for row in range(0, block.rows, rows_each):
         rows = min(rows_each, block.rows - row)
         span = (rows - 1) * block.source_stride + block.columns

@@ -1,5 +1,6 @@
 """Which old checkpoints go."""
 
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -7,27 +8,37 @@ from dgpt.checkpoint.files import delete_folder, step_folders, step_of
 from dgpt.checkpoint.read import problem_of
 from dgpt.storage import Place
 
+Judge = Callable[[Path], str | None]
 
-def doomed(root: Path, step: int, keep_last: int, keep_every: int, in_use: Place | None = None) -> list[Path]:
-    """What `prune` would delete, newest first. Reads no more manifests than it has to."""
+
+def doomed(
+    root: Path, step: int, keep_last: int, keep_every: int, in_use: Place | None = None, *,
+    judge: Judge = problem_of, judge_kept: Judge | None = None,
+) -> list[Path]:  # fmt: skip
+    """What goes, newest first, after the checkpoint of `step` is there; `prune` says the rule.
+
+    judge: what is wrong with a checkpoint, None if nothing; judge_kept: a stricter one for those that count as kept.
+    Neither is asked more than it has to be.
+    """
     reached = [folder for folder in step_folders(root) if (step_of(folder) or 0) <= step]
-    whole = (folder for folder in reached if problem_of(folder) is None)
+    whole = (folder for folder in reached if (judge_kept or judge)(folder) is None)
     kept = list(islice(whole, keep_last))
     old = [folder for folder in reached if kept and (step_of(folder) or 0) < (step_of(kept[-1]) or 0)]
     free = (f for f in old if f != in_use and not (keep_every and (step_of(f) or 0) % keep_every == 0))
-    return [folder for folder in free if problem_of(folder) is None]
+    return [folder for folder in free if judge(folder) is None]
 
 
 def prune(
-    root: Path, step: int, keep_last: int, keep_every: int, attempt: str, *, in_use: Place | None = None
-) -> list[Path]:
-    """After the checkpoint of `step` is there: keep the newest `keep_last` and the multiples of `keep_every` (0: none).
+    root: Path, step: int, keep_last: int, keep_every: int, attempt: str, *, in_use: Place | None = None,
+    judge: Judge = problem_of, judge_kept: Judge | None = None,
+) -> list[Path]:  # fmt: skip
+    """Keep the newest `keep_last` checkpoints that are whole, and the multiples of `keep_every` (0: none).
 
     Damaged ones do not count, and are left for a person to look at; so are those of later steps, which belong to a
-    future that this run went back from, and `in_use`, from which this start of the run continued: its bytes have been
-    read and found right, which is known of no other. Returns what was deleted. Raises OSError if one cannot be.
+    future that this run went back from, and `in_use`, from which this start of the run continued. Returns what was
+    deleted. Raises OSError if one cannot be.
     """
-    gone = doomed(root, step, keep_last, keep_every, in_use)
+    gone = doomed(root, step, keep_last, keep_every, in_use, judge=judge, judge_kept=judge_kept)
     for folder in gone:
         delete_folder(folder, attempt)
     return gone

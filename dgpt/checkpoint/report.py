@@ -10,6 +10,7 @@ from dgpt.checkpoint.files import FOLDER, step_folders, step_of
 from dgpt.checkpoint.format import MANIFEST, MANIFEST_HASH, CheckpointError, FileEntry, Manifest
 from dgpt.checkpoint.progress import Advance, byte_bar
 from dgpt.checkpoint.read import RESTORE, check_hash, check_header, check_size, check_sizes, read_manifest
+from dgpt.config import flat
 from dgpt.errors import UserError
 from dgpt.storage import Place, place
 
@@ -77,7 +78,7 @@ def inspect(folders: Sequence[Place], *, progress: bool = False) -> dict[Place, 
 
 
 def show(folder: str | Place) -> str:
-    """Progress, topology, sizes and tensors of a checkpoint as text. Raises CheckpointError."""
+    """Progress, topology, sizes, tensors and settings of a checkpoint as text. Raises CheckpointError."""
     folder = place(folder)
     m = read_manifest(folder)
     mesh, meta = m.mesh, m.meta
@@ -92,6 +93,8 @@ def show(folder: str | Place) -> str:
         + ", ".join(f"{state} ({dtype})" for state, dtype in _states(m)),
         *(f"  {t.name}  {list(t.shape)}" + (f"  tp axis {t.tp_axis}" if t.tp_axis is not None else "")
           for t in m.tensors),
+        "settings:",
+        *(f"  {name} = {value!r}" for name, value in flat(meta.config).items()),
     ]  # fmt: skip
     return "\n".join(lines)
 

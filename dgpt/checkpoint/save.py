@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dgpt.checkpoint import files
-from dgpt.checkpoint.commit import Job, Outcome, Writer, write_and_commit
+from dgpt.checkpoint.commit import Job, Known, Outcome, Writer, write_and_commit
 from dgpt.checkpoint.format import CheckpointError, MeshEntry, Meta, safetensors_header
 from dgpt.checkpoint.layout import plan
 from dgpt.fragments import Fragment
@@ -58,6 +58,7 @@ class Checkpointer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer")
         self._running: tuple[int, Future[Outcome]] | None = None
         self._buffer = torch.empty(0, dtype=torch.uint8)
+        self._known: Known = {}
         self._failures = 0
         self._error: str | None = None
         if rank == 0:
@@ -66,18 +67,20 @@ class Checkpointer:
     def save(self, step: int, fragments: Iterable[Fragment], meta: Meta) -> None:
         """Copy the fragments and return; the rest happens in the background. Waits first if a save is running.
 
-        Raises CheckpointError when the save before was the third in a row to fail.
+        After two failures in a row it waits for this save too. Raises CheckpointError, on all ranks, if it fails.
         """
         self.wait()
         layout, tensors = plan(fragments)
         header = safetensors_header(step, self._attempt, layout.tensors, layout.states, layout.table)
         content = self._copy(header, tensors, layout.payload_bytes)
-        job = Job(self.root, step, self._attempt, self._rank, self._mesh, meta, layout,
-                  self._stall_seconds, self._keep_last, self._keep_every, self.in_use, self._writer)  # fmt: skip
+        job = Job(self.root, step, self._attempt, self._rank, self._mesh, meta, layout, self._stall_seconds,
+                  self._keep_last, self._keep_every, self.in_use, self._known, self._writer)  # fmt: skip
         self._running = step, self._thread.submit(write_and_commit, job, content)
+        if self._failures == MAX_FAILURES - 1:
+            self.wait()
 
     def poll(self) -> None:
-        """Report a save that has ended; cheap, for every step. Never raises: ranks may see it at different steps."""
+        """Report a save that has ended; cheap, for every step. Raises nothing: ranks may see it at different steps."""
         if self._running and self._running[1].done():
             self._settle()
 

@@ -3,7 +3,7 @@
 from dgpt.config.batch import BatchPlan, batch_plan
 from dgpt.config.data import DataConfig, SourceConfig, TokenizerConfig
 from dgpt.config.help import settings_help
-from dgpt.config.load import load_config, parse_config, to_toml
+from dgpt.config.load import flat, load_config, parse_config, to_toml
 from dgpt.config.run import RunConfig
 from dgpt.config.schema import (
     ActivationCheckpointingConfig,
@@ -21,6 +21,6 @@ from dgpt.config.schema import (
 __all__ = [
     "ActivationCheckpointingConfig", "BatchPlan", "CheckpointConfig", "DataConfig", "LoggingConfig", "ModelConfig",
     "OptimizerConfig", "ParallelConfig", "PrecisionConfig", "ResumeConfig", "RunConfig", "ScheduleConfig",
-    "SourceConfig", "TokenizerConfig", "TrainingConfig", "batch_plan", "load_config", "parse_config", "settings_help",
-    "to_toml",
+    "SourceConfig", "TokenizerConfig", "TrainingConfig", "batch_plan", "flat", "load_config", "parse_config",
+    "settings_help", "to_toml",
 ]  # fmt: skip

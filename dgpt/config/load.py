@@ -107,3 +107,12 @@ def _did_you_mean(loc: tuple[int | str, ...]) -> str:
             model = section_of(field) or model
     close = difflib.get_close_matches(str(loc[-1]), model.model_fields, n=1)
     return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(model.model_fields)}"
+
+
+def flat(values: object, prefix: str = "") -> dict[str, object]:
+    """A nested config as dotted names."""
+    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else None
+    if items is None:
+        return {prefix: values}
+    dotted = ((f"{prefix}.{key}" if prefix else str(key), value) for key, value in items)
+    return {name: leaf for path, value in dotted for name, leaf in flat(value, path).items()}

@@ -48,7 +48,14 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def check_across_sections(self) -> Self:
-        rules = (_min_lr_below_lr, _warmup_fits, _tp_divides, _sequence_divides, _micro_divides_global)
+        rules = (
+            _min_lr_below_lr,
+            _warmup_fits,
+            _tp_divides,
+            _sequence_divides,
+            _micro_divides_global,
+            _lock_before_timeout,
+        )
         if problems := [problem for rule in rules for problem in rule(self)]:
             raise ValueError("\n".join(problems))
         return self
@@ -84,3 +91,9 @@ def _micro_divides_global(c: RunConfig) -> Iterator[str]:
     if t.global_batch_size % t.micro_batch_size:
         yield (f"training.global_batch_size = {t.global_batch_size} must be a multiple of "
                f"training.micro_batch_size = {t.micro_batch_size}; change one of them")  # fmt: skip
+
+
+def _lock_before_timeout(c: RunConfig) -> Iterator[str]:
+    if c.resume.stale_lock_seconds >= c.parallel.timeout_seconds:
+        yield (f"resume.stale_lock_seconds = {c.resume.stale_lock_seconds} must be below parallel.timeout_seconds = "
+               f"{c.parallel.timeout_seconds}, as the other ranks wait for the one that waits for the lock")  # fmt: skip

@@ -13,6 +13,7 @@ from pool import Pool
 from runs import Seen, Topology, start, watch
 
 from dgpt.checkpoint import Checkpointer, MeshEntry, open_checkpoint
+from dgpt.checkpoint.read import read_manifest
 from dgpt.checkpoint.whole import read_tensor
 from dgpt.config import RunConfig
 from dgpt.outcome import DONE, STOPPED
@@ -88,7 +89,7 @@ def save_again(runtime: Runtime, config: RunConfig) -> Seen:
                          zero_stage=config.parallel.zero_stage)  # fmt: skip
         again = Checkpointer(Path(config.run_dir) / "again", runtime.rank, mesh, "again")
         runtime.broadcast(None)  # rank 0 has cleaned the folder
-        again.save(STEP, run.engine.fragments(), run.resumed.found.manifest.meta)
+        again.save(STEP, run.engine.fragments(), read_manifest(run.resumed.folder).meta)
         again.wait()
 
     return watch(runtime, config, Seen(), change)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from dgpt.changes import check_same_data, flat, report
+from dgpt.changes import check_same_data, report
 from dgpt.checkpoint import Found, Manifest, MeshEntry, Meta
-from dgpt.config import RunConfig, load_config
+from dgpt.config import RunConfig, flat, load_config
 from dgpt.errors import UserError
 
 MESH = MeshEntry(world_size=1, dp_size=1, tp=1, zero_stage=1)

@@ -104,7 +104,7 @@ def test_the_holder_finds_out_by_itself(tmp_path):
 
 
 def test_another_machine_counts_as_dead_after_its_time_and_not_before(tmp_path, capsys):
-    left_by(tmp_path, replace(Holder.this("77"), host="node9", boot="another"))
+    left_by(tmp_path, replace(Holder.this("77", 0.6), host="node9", boot="another"))
     before = time.monotonic()
     with Lease.take(tmp_path, **QUICK) as lease:
         assert lease.epoch == 2
@@ -114,7 +114,7 @@ def test_another_machine_counts_as_dead_after_its_time_and_not_before(tmp_path, 
 
 
 def test_another_machine_that_gives_a_sign_of_life_is_respected(tmp_path):
-    path = left_by(tmp_path, replace(Holder.this(""), host="node9", boot="another"))
+    path = left_by(tmp_path, replace(Holder.this("", 0.6), host="node9", boot="another"))
     alive = threading.Timer(0.15, os.utime, (path,))
     alive.start()
     with pytest.raises(UserError, match="in use by process"):
@@ -123,7 +123,7 @@ def test_another_machine_that_gives_a_sign_of_life_is_respected(tmp_path):
 
 
 def test_a_pid_that_was_given_to_another_process_is_not_the_holder(tmp_path):
-    left_by(tmp_path, replace(Holder.this(""), started=1))
+    left_by(tmp_path, replace(Holder.this("", 0.6), started=1))
     with Lease.take(tmp_path, stale_seconds=1000) as lease:
         assert lease.epoch == 2
 
@@ -137,7 +137,7 @@ def test_a_file_that_says_nothing_is_waited_for(tmp_path):
 
 def test_of_many_at_once_one_gets_it(tmp_path):
     """All find a holder of another machine that is dead, at the same moment."""
-    path = left_by(tmp_path, replace(Holder.this(""), boot="another"))
+    path = left_by(tmp_path, replace(Holder.this("", 0.6), boot="another"))
     os.utime(path, (1, 1))
     got, together = [], threading.Barrier(16)
 
@@ -170,3 +170,33 @@ def test_a_folder_that_cannot_be_locked(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"cannot be locked: .*No space left on device"):
         Lease.take(tmp_path)
     assert files(tmp_path) == []
+
+
+def test_the_holders_patience_counts_not_the_takers(tmp_path):
+    """It breathes slower, and is not dead."""
+    path = left_by(tmp_path, replace(Holder.this("", 60.0), boot="another"))
+    os.utime(path, (time.time() - 10,) * 2)
+    alive = threading.Timer(0.3, os.utime, (path,))
+    alive.start()
+    with pytest.raises(UserError, match="in use by process"):
+        Lease.take(tmp_path, **QUICK)
+    alive.join()
+
+
+def test_an_old_sign_of_life_is_watched_before_it_is_believed(tmp_path):
+    """The file server was away for an hour: the holder is about to write again."""
+    path = left_by(tmp_path, replace(Holder.this("", 4.0), boot="another"))
+    os.utime(path, (time.time() - 3600,) * 2)
+    alive = threading.Timer(0.3, os.utime, (path,))
+    alive.start()
+    with pytest.raises(UserError, match="in use by process"):
+        Lease.take(tmp_path, **QUICK)
+    alive.join()
+
+
+def test_a_process_that_is_hidden_from_this_user_is_not_taken_for_dead(tmp_path, monkeypatch):
+    """As with /proc mounted with hidepid=2."""
+    holder = Holder.this("", 60.0)
+    monkeypatch.setattr("dgpt.lease._started", lambda pid: None)
+    monkeypatch.setattr("os.kill", lambda pid, signal: (_ for _ in ()).throw(PermissionError))
+    assert holder.fate is None

@@ -13,7 +13,7 @@ import torch
 from dgpt.config import RunConfig, load_config
 from dgpt.errors import UserError
 from dgpt.runtime import Runtime
-from dgpt.setup import Setup, check, compute_dtype, hash_of_data
+from dgpt.setup import Setup, check, check_space, compute_dtype, hash_of_data
 
 CPU = torch.device("cpu")
 
@@ -177,4 +177,4 @@ def test_a_disk_without_room_for_one_checkpoint(
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10_000))
     with pytest.raises(UserError, match=r"has 0\.0 GB free, a checkpoint takes 0\.\d GB"):
-        check(config_of(tiny_data, f"run_dir={tmp_path}", "model.n_embd=256"), Runtime(0, 0, 1, CPU))
+        check_space(config_of(tiny_data, f"run_dir={tmp_path}", "model.n_embd=256", "model.vocab_size=300"))

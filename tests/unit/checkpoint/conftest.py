@@ -1,6 +1,7 @@
 """Virtual ranks: the fragments that engines of any topology would hold, cut from one random model, no process group."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,8 +104,9 @@ class Job:
         ]  # fmt: skip
 
     def save(self, step: int, state: State, **meta: Any) -> Path:
-        for checkpointer, fragments in zip(self.ranks, self.topology.cut(state), strict=True):
-            checkpointer.save(step, fragments, make_meta(**meta))
+        with ThreadPoolExecutor(len(self.ranks)) as threads:  # after two failures each waits for all
+            list(threads.map(lambda rank, own: rank.save(step, own, make_meta(**meta)), self.ranks,
+                             self.topology.cut(state)))  # fmt: skip
         self.wait()
         return self.run_dir / "checkpoints" / f"step_{step:08d}"
 

@@ -143,3 +143,20 @@ def test_prune_refuses_the_folder_of_a_run_that_is_going_on(run, capsys):
     assert steps(run) == [1, 2, 3, 4, 5, 6]
     assert main(["checkpoint", "prune", str(run), "--keep-last", "1"]) == DONE
     assert steps(run) == [6]
+
+
+def test_prune_counts_only_what_reads_back_as_it_was_written(run, capsys):
+    path = folder_of(run, 6) / "rank_00000.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert main(["checkpoint", "prune", str(run), "--keep-last", "1"]) == DONE
+    assert steps(run) == [5, 6]
+    assert "damaged  step_00000006" in capsys.readouterr().out
+
+
+def test_show_tells_topology_tensors_and_settings(run, capsys):
+    assert main(["checkpoint", "show", str(run)]) == DONE
+    shown = capsys.readouterr().out
+    for part in ("topology: 1 ranks = dp 1 x tp 1, ZeRO 1", "  wte.weight  [24, 10]", "  model.n_embd = 768"):
+        assert part in shown

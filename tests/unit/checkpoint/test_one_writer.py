@@ -44,7 +44,7 @@ def test_one_that_lost_the_folder_commits_nothing(tmp_path, one, topology, state
     checkpointer.save(1, topology(1, 1, 1).cut(state(seed=1))[0], meta())
     checkpointer.wait()
     assert "CHECKPOINT NOT SAVED at step 1" in said[0]
-    assert "another start of this run has taken over the run folder" in said[0]
+    assert "this job may no longer be the one that writes to the run folder" in said[0]
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
@@ -118,3 +118,46 @@ def test_a_disk_too_full_is_found_before_anything_is_written(
     both.ranks[rank].wait()
     assert f"rank {rank} could not write" in both.said[0]
     assert f"bytes are needed and {free:,} are free" in both.said[0]
+
+
+def test_bytes_that_come_back_from_the_disk_otherwise_are_not_committed(monkeypatch, topology, job, state):
+    one = job(topology(1, 1, 1))
+    monkeypatch.setattr(files, "hash_file", lambda path: "0" * 64)
+    one.save(1, state(seed=1))
+    assert "the disk gives back other bytes than were written" in one.said[0]
+    assert (one.steps, one.leftovers) == ([], [])
+
+
+def test_an_error_after_the_rename_does_not_make_a_checkpoint_uncommitted(monkeypatch, topology, job, state):
+    """On all ranks alike: it is there."""
+    both, real = job(topology(1, 2, 1)), files.sync_folder
+
+    def sync_folder(path):
+        if path.name == "checkpoints":
+            raise OSError(5, "Input/output error")
+        real(path)
+
+    monkeypatch.setattr(files, "sync_folder", sync_folder)
+    both.save(1, state(seed=1))
+    assert [rank.saved_step for rank in both.ranks] == [1, 1]
+    assert both.said == ["[Errno 5] Input/output error"]
+    assert both.steps == [1]
+
+
+def test_a_file_system_that_fails_while_a_rank_waits_is_a_failed_save(monkeypatch, topology, job, state, meta):
+    both = job(topology(1, 2, 1))
+    monkeypatch.setattr(commit, "_await_commit", lambda job: (_ for _ in ()).throw(OSError(116, "Stale file handle")))
+    both.ranks[1].save(1, both.topology.cut(state(seed=1))[1], meta())
+    both.ranks[1].wait()
+    assert "rank 1: [Errno 116] Stale file handle" in both.said[0]
+
+
+def test_manifests_are_read_once_in_the_life_of_a_job(monkeypatch, topology, job, state):
+    job(topology(1, 1, 1)).save(1, state(seed=1))
+    read, real = [], commit.read_manifest
+    monkeypatch.setattr(commit, "read_manifest", lambda folder: read.append(folder.name) or real(folder))
+    again = job(topology(1, 1, 1), attempt="a2", keep_last=2)
+    for step in range(2, 7):
+        again.save(step, state(seed=1))
+    assert again.steps == [5, 6]
+    assert read == ["step_00000001"]

@@ -86,3 +86,23 @@ def test_what_one_rank_finds_is_raised_on_all_before_anything_is_changed(tmp_pat
     assert "rank_00001.safetensors: expected sha256" in ended[0].summary
     for rank, expected in zip(ranks, both.cut(untouched), strict=True):
         assert all(torch.equal(a.tensor, b.tensor) for a, b in zip(rank, expected, strict=True))
+
+
+def test_a_file_that_one_rank_cannot_read_after_it_was_hashed_is_everybodys(
+    monkeypatch, tmp_path, topology, job, state
+):
+    both = topology(1, 2, 1)
+    job(both).save(1, state(seed=1))
+    found, loading = find_latest(tmp_path), sys.modules["dgpt.checkpoint.load"]
+    real = loading._read_file
+
+    def read_file(found, number, reads):
+        if number == 1:
+            raise read.damaged(found.folder / "rank_00001.safetensors", "Input/output error")
+        real(found, number, reads)
+
+    monkeypatch.setattr(loading, "_read_file", read_file)
+    ended = together(lambda rank, peers: load(found, rank, RunConfig(), peers=peers),
+                     list(zip(both.cut(state(seed=2)), peers_of(2), strict=True)))  # fmt: skip
+    assert [error.summary for error in ended] == [ended[1].summary] * 2
+    assert "Input/output error" in ended[0].summary
