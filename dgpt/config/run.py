@@ -96,4 +96,4 @@ def _micro_divides_global(c: RunConfig) -> Iterator[str]:
 def _lock_before_timeout(c: RunConfig) -> Iterator[str]:
     if c.resume.stale_lock_seconds >= c.parallel.timeout_seconds:
         yield (f"resume.stale_lock_seconds = {c.resume.stale_lock_seconds} must be below parallel.timeout_seconds = "
-               f"{c.parallel.timeout_seconds}, as the other ranks wait for the one that waits for the lock")  # fmt: skip
+               f"{c.parallel.timeout_seconds}: the other ranks wait for the one that waits for the lock")  # fmt: skip
