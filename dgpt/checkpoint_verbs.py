@@ -35,10 +35,11 @@ def list_(options: Namespace) -> int:
 
 
 def show(options: Namespace) -> int:
-    from dgpt.checkpoint import open_checkpoint, report
+    from dgpt.checkpoint import report
+    from dgpt.generate import choose
 
     damaged_too = _is_checkpoint(options.path)
-    print(report.show(options.path if damaged_too else open_checkpoint(options.path).folder))
+    print(report.show(options.path if damaged_too else choose(options.path).folder))
     return outcome.DONE
 
 
@@ -58,10 +59,10 @@ def verify(options: Namespace) -> int:
 
 
 def diff(options: Namespace) -> int:
-    from dgpt.checkpoint import open_checkpoint
     from dgpt.checkpoint.diff import diff
+    from dgpt.generate import choose
 
-    a, b = open_checkpoint(options.a), open_checkpoint(options.b)
+    a, b = choose(options.a), choose(options.b)
     difference = diff(a, b, progress=sys.stderr.isatty())
     print(f"a: {_identity(a)}\nb: {_identity(b)}")
     _print_difference(difference, None if options.all else SHOWN)
@@ -139,10 +140,11 @@ def _is_checkpoint(path: Place) -> bool:
 def _foreign_tokenizer(folder: Place) -> "list[Problem]":
     """What is wrong with the tokenizer of an export; the manifest holds its hash."""
     from dgpt.checkpoint import open_checkpoint
+    from dgpt.checkpoint.files import step_of
     from dgpt.checkpoint.report import Problem
     from dgpt.generate import own_tokenizer, tokenizer_of
 
-    if own_tokenizer(folder):
+    if step_of(folder) is None or own_tokenizer(folder):
         try:
             tokenizer_of(open_checkpoint(folder))
         except UserError as error:

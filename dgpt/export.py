@@ -6,10 +6,10 @@ import torch
 
 from dgpt.checkpoint import rewrite
 from dgpt.checkpoint.compatible import read_config
-from dgpt.checkpoint.find import Found, open_checkpoint
+from dgpt.checkpoint.find import Found
 from dgpt.checkpoint.format import Manifest
 from dgpt.config import to_toml
-from dgpt.generate import tokenizer_of
+from dgpt.generate import choose, tokenizer_of
 from dgpt.storage import Place
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -20,13 +20,13 @@ def export(source: str | Place, output: Place, dtype: str = "fp32", *, progress:
 
     Raises UserError, and leaves nothing behind, if there is no whole source or `output` cannot be made.
     """
-    found = open_checkpoint(source)
+    found = choose(source)
     return rewrite.export(found, output, DTYPES[dtype], _beside(found), progress=progress)
 
 
 def average(sources: Sequence[str | Place], output: Place, *, progress: bool = False) -> Manifest:
     """Write the mean of the weights of several checkpoints, as `export` does, with the settings of the newest."""
-    found = [open_checkpoint(source) for source in sources]
+    found = [choose(source) for source in sources]
     return rewrite.average(found, output, _beside(rewrite.newest_of(found)), progress=progress)
 
 

@@ -1,10 +1,12 @@
 """A trained model in one process, for sampling: from a run folder, a checkpoint or an export, of any topology."""
 
+import sys
 from pathlib import Path
 
 import torch
 
 from dgpt.checkpoint.compatible import read_config
+from dgpt.checkpoint.files import FOLDER, step_of
 from dgpt.checkpoint.find import Found, open_checkpoint
 from dgpt.checkpoint.load import load_weights
 from dgpt.data.tokenizer import SETTINGS_FILE, Tokenizer, load_tokenizer
@@ -15,7 +17,7 @@ from dgpt.storage import Place
 
 def load_model(path: str | Place) -> tuple[GPT, Tokenizer]:
     """The model in fp32 on the GPU if there is one, and its tokenizer. Raises UserError if `path` holds neither."""
-    found = open_checkpoint(path)
+    found = choose(path)
     tokenizer = tokenizer_of(found)
     with torch.device("meta"):
         model = GPT(read_config(found).model)
@@ -26,13 +28,25 @@ def load_model(path: str | Place) -> tuple[GPT, Tokenizer]:
     return model.eval(), tokenizer
 
 
+def choose(path: str | Place) -> Found:
+    """The checkpoint that a user's path means; says on stderr which newer ones of a run were passed over, and why."""
+    found = open_checkpoint(path)
+    for reason in found.skipped:
+        print(f"passed over {reason}", file=sys.stderr, flush=True)
+    return found
+
+
 def tokenizer_of(found: Found) -> Tokenizer:
     """The tokenizer in the checkpoint's own folder (an export), or else in its run folder.
 
     Raises UserError if there is none, or if the model was trained with another.
     """
     folder = found.folder.resolve() if isinstance(found.folder, Path) else found.folder
-    chosen = own_tokenizer(found.folder) or folder.parent.parent / "tokenizer"
+    in_run = folder.parent.name == FOLDER and step_of(folder) is not None
+    chosen = folder.parent.parent / "tokenizer" if in_run and not own_tokenizer(folder) else folder / "tokenizer"
+    if not in_run and not own_tokenizer(folder):
+        raise UserError(f"'{chosen}' is missing", rule="an export holds its tokenizer, as a run folder does",
+                        fix=f"restore it, or export again; or put the folder back into RUN/{FOLDER}")  # fmt: skip
     tokenizer, expected = load_tokenizer(chosen), found.manifest.meta.tokenizer_hash
     if tokenizer.hash != expected:
         raise UserError(f"'{chosen}' is tokenizer {tokenizer.hash[:12]}, but {found.folder} was trained with "

@@ -1,7 +1,9 @@
 """Where a run continues: all ranks load the same checkpoint, or an older one together."""
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from dgpt import changes
 from dgpt.checkpoint.compatible import check_model
@@ -11,6 +13,7 @@ from dgpt.checkpoint.format import CheckpointError
 from dgpt.checkpoint.load import load
 from dgpt.checkpoint.peers import Peers
 from dgpt.checkpoint.read import read_manifest
+from dgpt.checkpoint.report import verify
 from dgpt.fragments import Fragment
 from dgpt.parallel.engine import Engine
 from dgpt.runtime import Runtime
@@ -28,9 +31,24 @@ class Resumed:
 
 
 def newest_step(setup: Setup, runtime: Runtime) -> int:
-    """Of the newest checkpoint, 0 without one. Raises UserError, on every rank, if the run cannot continue from it."""
-    folder, _ = _choose(setup, {}, runtime)
-    return (step_of(folder) or 0) if folder else 0
+    """Of the newest checkpoint, 0 without one. Raises UserError, on every rank, if the run cannot continue from it.
+
+    One that would end the run is read to the last byte first: a damaged one is no end.
+    """
+    damaged: dict[Place, str] = {}
+    while True:
+        folder, _ = _choose(setup, damaged, runtime)
+        step = (step_of(folder) or 0) if folder else 0
+        if folder is None or step < setup.config.training.steps:
+            return step
+        problem = runtime.on_main(partial(_problem, folder))
+        if problem is None:
+            return step
+        damaged[folder] = problem
+
+
+def _problem(folder: Place) -> str | None:
+    return next(iter(verify(folder, progress=sys.stderr.isatty())), None)
 
 
 def resume(setup: Setup, engine: Engine, runtime: Runtime) -> Resumed | None:
@@ -68,6 +86,8 @@ def _choose(setup: Setup, damaged: Mapping[Place, str], runtime: Runtime) -> Cho
         found = find_latest(setup.config.run_dir, damaged)
         if found is None:
             return None, ()
+        if found.manifest.meta.tokenizer_hash != setup.tokenizer.hash:  # then the vocabulary may be another, too
+            changes.check_same_data(found, setup.config, setup.data_hash, setup.tokenizer.hash)
         check_model(found, setup.config)
         changes.check_same_data(found, setup.config, setup.data_hash, setup.tokenizer.hash)
         return found.folder, found.skipped

@@ -103,7 +103,7 @@ def check_space(config: RunConfig) -> None:
     needed, free = CHECKPOINT_BYTES * parameter_count(config.model), shutil.disk_usage(config.run_dir).free
     if needed > free:
         raise UserError(
-            f"run_dir = '{config.run_dir}' has {free / 1e9:,.1f} GB free, a checkpoint takes {needed / 1e9:,.1f} GB",
+            f"run_dir = '{config.run_dir}' has {free:,} bytes free, a checkpoint takes {needed:,}",
             rule="a run ends with a checkpoint",
             fix="free space, or set run_dir to a folder on a larger disk",
         )

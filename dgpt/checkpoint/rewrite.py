@@ -46,14 +46,14 @@ def export(
 
 
 def average(sources: Sequence[Found], output: Place, extra: Mapping[str, bytes], *, progress: bool = False) -> Manifest:
-    """Write the mean of the weights, summed in fp64; settings and progress are those of the newest source.
+    """Write the mean of the weights in fp32, summed in fp64; settings and progress are those of the newest source.
 
     Raises UserError if the sources are not of one model and one tokenizer; else as `export`.
     """
     newest = newest_of(sources)
     for other in sources:
         _check_alike(newest, other)
-    return _rewrite(sources, newest, output, None, extra, progress)
+    return _rewrite(sources, newest, output, torch.float32, extra, progress)
 
 
 def newest_of(sources: Sequence[Found]) -> Found:

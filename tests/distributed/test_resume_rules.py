@@ -76,3 +76,21 @@ def test_other_samples_are_refused_on_every_rank_or_allowed_and_said(
     assert [rank.code for rank in allowed] == [DONE] * 2
     assert "WARNING, other samples from here on (resume.allow_data_change): " in allowed[0].output
     assert "resuming at step 2 from" in allowed[0].output
+
+
+def test_a_finished_run_whose_last_checkpoint_is_damaged_is_not_finished(
+    pool: Pool, tiny_data: Path, tmp_path: Path
+) -> None:
+    """The bit is flipped where the size does not tell."""
+    settings = ("training.steps=4", "checkpoint.every_steps=2")
+    whole = start(pool, tiny_data, tmp_path, TWO, *settings)
+    path = tmp_path / "checkpoints" / "step_00000004" / "rank_00001.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    again = start(pool, tiny_data, tmp_path, TWO, *settings)
+    assert "resuming at step 2 from step_00000002," in again[0].output
+    assert f"{path}: expected sha256" in again[0].output
+    assert [(rank.code, rank.state) for rank in again] == [(DONE, rank.state) for rank in whole]
+    third = start(pool, tiny_data, tmp_path, TWO, *settings)
+    assert "finished before:" in third[0].output

@@ -116,7 +116,9 @@ def test_another_tokenizer_is_refused_by_generate_and_verify(
     assert "was trained with" in capsys.readouterr().out
     shutil.rmtree(tmp_path / "model" / "tokenizer")
     assert main(["generate", str(tmp_path / "model"), "ab"]) == MISTAKE
-    assert "no tokenizer can be read from" in capsys.readouterr().err
+    assert f"'{tmp_path / 'model' / 'tokenizer'}' is missing" in capsys.readouterr().err
+    assert main(["checkpoint", "verify", str(tmp_path / "model")]) == MISTAKE
+    assert "/tokenizer' is missing" in capsys.readouterr().out
 
 
 def test_an_export_without_a_tokenizer_leaves_nothing(run: Path, tmp_path: Path) -> None:
