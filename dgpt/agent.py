@@ -7,9 +7,9 @@ launch/torchrun.sh runs it with the options of torchrun. Plain torchrun answers 
 import logging
 import os
 import signal
-import socket
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -20,6 +20,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.elastic.rendezvous import RendezvousError
 
 from dgpt import outcome, runtime
+from dgpt.outcome import Verdict
 
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 PATIENCE = 3  # interrupts (Ctrl-C) until the agent itself ends
@@ -55,27 +56,44 @@ def main(arguments: Sequence[str]) -> int:
         except ChildFailedError as error:
             failures = error.failures
         except RendezvousError as error:
-            _say(f"dgpt: {socket.gethostname()}: the nodes did not find each other: {error} ({error.__cause__})")
-            return outcome.FAILED
-        return conclude(failures, outcome.read_reports(Path(folder)), relay.received)
+            text = f"dgpt: {runtime.node()}: the nodes did not find each other: {error} ({error.__cause__})"
+            return _end(Verdict(runtime.node(), outcome.FAILED, text, time.time(), final=False))
+        return _end(judge(failures, outcome.read_reports(Path(folder)), relay.received))
 
 
-def conclude(failures: Mapping[int, ProcessFailure], reports: Mapping[int, outcome.Report], signals: list[int]) -> int:
-    """Say what the user needs to know of the end of this node's workers; the exit code for it."""
+def _end(verdict: Verdict) -> int:
+    """Say how it ended, to people and to the batch script of a job. Returns the exit code.
+
+    To a batch script that reads verdicts, nodes that stopped after a save end with 0, like their workers: srun would
+    end the others at the first node that ends with another code.
+    """
+    if verdict.text:
+        print(verdict.text, file=sys.stderr, flush=True)
+    path = runtime.verdict_file()
+    if path is None:
+        return verdict.exit_code
+    verdict.write(path)
+    return outcome.DONE if verdict.exit_code == outcome.STOPPED else verdict.exit_code
+
+
+def judge(failures: Mapping[int, ProcessFailure], reports: Mapping[int, outcome.Report], signals: list[int]) -> Verdict:
+    """What the user needs to know of the end of this node's workers, and the exit code for it."""
+    node, now = runtime.node(), time.time()
     mistakes = [report for _, report in sorted(reports.items()) if report.exit_code == outcome.MISTAKE]
     if mistakes:
-        message, node = mistakes[0].message, socket.gethostname()
+        message = mistakes[0].message
         first_node = 0 in failures  # it prints all of the message; any other says where it was
-        _say(message if first_node else f"{node}: {message.splitlines()[0]}")
-        return outcome.MISTAKE
+        text = message if first_node else f"{node}: {message.splitlines()[0]}"
+        return Verdict(node, outcome.MISTAKE, text, mistakes[0].time, final=True)
     if not failures:
-        return max((report.exit_code for report in reports.values()), default=outcome.DONE)
+        code = max((report.exit_code for report in reports.values()), default=outcome.DONE)
+        return Verdict(node, code, "", now, final=False)
     if signals and all(failure.exitcode == -signals[0] for failure in failures.values()):
-        _say(f"dgpt: {signal.Signals(signals[0]).name} ended the workers before they could save")
-        return 128 + signals[0]
+        text = f"dgpt: {signal.Signals(signals[0]).name} ended the workers before they could save"
+        return Verdict(node, 128 + signals[0], text, now, final=False)
     first = first_failure(failures, reports)
-    _say(_describe(first, failures, reports))
-    return outcome.FAILED
+    final = any(report.final for report in reports.values())
+    return Verdict(node, outcome.FAILED, _describe(first, failures, reports), when(first, failures, reports), final)
 
 
 def first_failure(failures: Mapping[int, ProcessFailure], reports: Mapping[int, outcome.Report]) -> int:
@@ -86,25 +104,25 @@ def first_failure(failures: Mapping[int, ProcessFailure], reports: Mapping[int, 
     """
 
     def order(rank: int) -> tuple[bool, float]:
-        code = failures[rank].exitcode
-        when = reports[rank].time if rank in reports else failures[rank].timestamp
-        return code == -signal.SIGTERM, when - 2 * (code < 0)
+        return failures[rank].exitcode == -signal.SIGTERM, when(rank, failures, reports)
 
     return min(failures, key=order)
 
 
+def when(rank: int, failures: Mapping[int, ProcessFailure], reports: Mapping[int, outcome.Report]) -> float:
+    """Unix time of a failure, seconds."""
+    reported = reports[rank].time if rank in reports else failures[rank].timestamp
+    return reported - 2 * (failures[rank].exitcode < 0)
+
+
 def _describe(rank: int, failures: Mapping[int, ProcessFailure], reports: Mapping[int, outcome.Report]) -> str:
     failure = failures[rank]
-    where = f"rank {rank} on {socket.gethostname()} (process {failure.pid})"
+    where = f"rank {rank} on {runtime.node()} (process {failure.pid})"
     how = f"was killed by {failure.signal_name()}" if failure.exitcode < 0 else f"failed, exit code {failure.exitcode}"
     others = sorted(set(failures) - {rank})
     after = f"; ranks {', '.join(map(str, others))} ended after it" if others else ""
     trace = reports[rank].message.rstrip() + "\n" if rank in reports else ""
     return f"{trace}dgpt: {where} {how}{after}"
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dgpt import __version__, checkpoint_verbs, outcome, verbs
+from dgpt import __version__, checkpoint_verbs, outcome, slurm_verbs, verbs
 from dgpt.config import RunConfig, load_config, settings_help, to_toml
 from dgpt.storage import place
 
@@ -33,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"dgpt {__version__}")
     subparsers = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for add in (_prepare, _pretrain, _generate, _checkpoint, _export, _tensorboard, _parity):
+    for add in ADDERS:
         add(subparsers)
     return parser
 
@@ -96,6 +96,55 @@ def _pretrain(subparsers: Verbs) -> None:
     parser = _verb(subparsers, "pretrain", _on_config(verbs.pretrain), text, _settings())
     _with_config(parser)
     _with_nproc(parser)
+
+
+def _submit(subparsers: Verbs) -> None:
+    text = "check a run against its topology and give it to Slurm; it saves before the time limit and goes on by itself"
+    parser = _verb(subparsers, "submit", _on_config(slurm_verbs.submit), text)
+    _with_config(parser)
+    parser.add_argument("--verb", choices=("pretrain", "prepare"), default="pretrain", help="what to run (pretrain)")
+    parser.add_argument("--nodes", type=_positive, default=1, metavar="N", help="default: 1")
+    parser.add_argument("--gpus-per-node", type=_positive, metavar="G", help="one process for each")
+    parser.add_argument("--nproc", type=_positive, metavar="P", help="processes per node, on CPUs (default: 1)")
+    parser.add_argument("--cpus-per-task", type=_positive, metavar="C", help="CPUs of each node for the run")
+    for name, what in (("time", "24:00:00"), ("partition", "NAME"), ("account", "NAME"), ("qos", "NAME"),
+                       ("constraint", "FEATURES"), ("exclude", "NODES"), ("dependency", "afterok:ID"),
+                       ("array", "1-10%%1")):  # fmt: skip
+        parser.add_argument(f"--{name}", metavar=what, help="as in sbatch(1)")
+    parser.add_argument("--container", metavar="IMAGE", help="run the ranks in it: a .sif file, or an image for pyxis")
+    parser.add_argument("--sbatch-arg", action="append", default=[], metavar="OPTION", help="any other; repeatable")
+    parser.add_argument("--chain", type=_positive, default=1, metavar="N", help="submit N jobs, one after the other")
+    text = "save so long before the time limit (default: from step time and checkpoint size)"
+    parser.add_argument("--signal-lead", type=_positive, metavar="SECONDS", help=text)
+    parser.add_argument("--dry-run", action="store_true", help="print the batch script instead")
+
+
+def _run_verb(subparsers: Verbs, name: str, command: Command, text: str) -> argparse.ArgumentParser:
+    parser = _verb(subparsers, name, command, text)
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    return parser
+
+
+def _status(subparsers: Verbs) -> None:
+    text = "what a run is doing, why it waits, what ended it"
+    parser = _run_verb(subparsers, "status", slurm_verbs.show_status, text)
+    parser.add_argument("--watch", action="store_true", help="look again every few seconds")
+
+
+def _logs(subparsers: Verbs) -> None:
+    text = "what the ranks of a job wrote"
+    parser = _run_verb(subparsers, "logs", slurm_verbs.show_logs, text)
+    parser.add_argument("--rank", type=int, metavar="R", help="of this rank alone")
+    parser.add_argument("--restart", type=int, metavar="R", help="of this start, from 0 (default: the newest)")
+    parser.add_argument("--follow", action="store_true", help="go on with what they write, until the run ends")
+
+
+def _stop(subparsers: Verbs) -> None:
+    _run_verb(subparsers, "stop", slurm_verbs.stop, "let a run save and end, or cancel it while it waits")
+
+
+def _save(subparsers: Verbs) -> None:
+    _run_verb(subparsers, "save", slurm_verbs.save, "let a run save a checkpoint now, and go on")
 
 
 def _generate(subparsers: Verbs) -> None:
@@ -195,6 +244,9 @@ def _parity(subparsers: Verbs) -> None:
     parser.add_argument("--steps", type=int, default=8, help="optimizer steps of each topology (default: 8)")
     parser.add_argument("--tolerance", type=float, default=1e-5, help="largest relative difference (default: 1e-5)")
 
+
+ADDERS = (_prepare, _pretrain, _submit, _status, _logs, _stop, _save, _generate, _checkpoint, _export, _tensorboard,
+          _parity)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,13 +3,13 @@
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
 import torch
 
 from dgpt import runtime
 from dgpt.errors import UserError
+from dgpt.scripts import script
 
 
 def local_processes(nproc: int | None) -> int:
@@ -42,10 +42,4 @@ def launch(command: Sequence[str], processes: int) -> NoReturn:
     settings = [f"NPROC_PER_NODE={processes}", f"PYTHON={sys.executable}"]
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execvp("env", ["env", *settings, "bash", str(_script()), *command])
-
-
-def _script() -> Path:
-    """torchrun.sh of the installed package, or of the checkout that this file is in."""
-    here = Path(__file__).parent
-    return next(path for path in (here / "launch/torchrun.sh", here.parent / "launch/torchrun.sh") if path.is_file())
+    os.execvp("env", ["env", *settings, "bash", str(script("launch/torchrun.sh")), *command])

@@ -32,6 +32,28 @@ class Report:
     message: str
     time: float  # Unix time, seconds
     timestamp: int
+    final: bool = False  # a TrainingError: to start again would end the same way
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How the workers of a node ended, in the words of its agent."""
+
+    node: str
+    exit_code: int
+    text: str  # what the agent printed
+    time: float  # of the first failure, Unix time in seconds by the clock of the node
+    final: bool  # to start again would end the same way
+
+    def write(self, path: Path) -> None:
+        """For the batch script of a job on another node."""
+        temporary = path.with_suffix(".partial")
+        temporary.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        temporary.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> "Verdict":
+        return cls(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def guard(body: Callable[[], int]) -> int:
@@ -46,7 +68,7 @@ def guard(body: Callable[[], int]) -> int:
     except UserError as error:
         return _end(MISTAKE, f"dgpt: {error}")
     except TrainingError as error:
-        return _end(FAILED, f"dgpt: {error}")
+        return _end(FAILED, f"dgpt: {error}", final=True)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -57,8 +79,8 @@ def guard(body: Callable[[], int]) -> int:
     return _end(code, "") if code == STOPPED else code
 
 
-def _end(code: int, message: str) -> int:
-    if _report(code, message):
+def _end(code: int, message: str, *, final: bool = False) -> int:
+    if _report(code, message, final=final):
         return DONE if code == STOPPED else code
     if message:
         print(message, file=sys.stderr, flush=True)
@@ -78,7 +100,7 @@ def _crash(error: Exception) -> int:
     os._exit(FAILED)  # the destructors of process groups may wait for ranks that are gone
 
 
-def _report(code: int, message: str) -> bool:
+def _report(code: int, message: str, *, final: bool = False) -> bool:
     """Leave a report, if a launcher waits for one."""
     from dgpt import runtime  # it imports torch: not for `dgpt --help`
 
@@ -87,7 +109,8 @@ def _report(code: int, message: str) -> bool:
         return False
     now = time.time()
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(asdict(Report(runtime.rank(), code, message, now, int(now)))), encoding="utf-8")
+    report = Report(runtime.rank(), code, message, now, int(now), final)
+    temporary.write_text(json.dumps(asdict(report)), encoding="utf-8")
     temporary.replace(path)
     return True
 

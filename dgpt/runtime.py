@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
+import psutil  # type: ignore[import-untyped]
 import torch
 import torch.distributed as dist
 
@@ -87,9 +89,28 @@ def report_file() -> Path | None:
     return Path(path) if path and AGENT_PID in os.environ else None
 
 
+def node() -> str:
+    """Name of this node: Slurm's, as several may share a host name in a test cluster, or else the host's."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def verdict_file() -> Path | None:
+    """Where the agent of this node says how its workers ended (slurm/node.sh); None if nobody waits for it."""
+    path = os.environ.get("DGPT_VERDICT")
+    return Path(path) if path else None
+
+
 def mark_as_agent() -> None:
-    """Let the workers that this process will start know their parent."""
+    """Let the workers that this process will start know their parent, and the interface to the other nodes.
+
+    gloo would take the interface that the host name resolves to, which is the loopback on many systems.
+    """
     os.environ[AGENT_PID] = str(os.getpid())
+    if "SLURM_STEP_ID" in os.environ:
+        kill_with_parent()  # Slurm's step daemon; nobody else would end an agent that has lost it
+    for name, addresses in psutil.net_if_addrs().items():
+        if os.environ.get("NODE_ADDR") in {entry.address for entry in addresses}:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 def identify() -> Runtime:
@@ -133,12 +154,17 @@ def finish() -> None:
 
 def die_with_parent() -> None:
     """Ask the kernel to kill this process when its launcher is gone, so that no worker outlives a lost torchrun."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1  # <sys/prctl.h>
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    kill_with_parent()
     agent = os.environ.get(AGENT_PID)
     if agent and int(agent) != os.getppid():
         os._exit(1)  # the launcher was gone before the kernel was asked
+
+
+def kill_with_parent() -> None:
+    """On Linux, when the process that started this one ends from now on."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1  # <sys/prctl.h>
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def keep_freed_memory() -> None:

@@ -81,7 +81,7 @@ def train(
         if due(done, config.logging.sample_every_steps):
             with timings("evaluate"):
                 work.sample(done)
-        if last or due(done, config.checkpoint.every_steps):
+        if last or stopper.save or due(done, config.checkpoint.every_steps):
             with timings("checkpoint"):
                 work.save(done, _mean_loss(work, losses))
         if stop:

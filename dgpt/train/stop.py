@@ -1,4 +1,4 @@
-"""Stopping all ranks at the same step: on a signal, or when the file run_dir/stop appears."""
+"""Stopping or saving on all ranks at the same step: on a signal, or when the file run_dir/stop or save appears."""
 
 import signal
 import time
@@ -15,8 +15,10 @@ from dgpt.errors import TrainingError
 TAKEN_OVER = """another start of this run has taken over the run folder, as this one gave no sign of life
   rule: one job at a time writes to a run folder
   fix:  nothing is lost: the other start went on from the newest checkpoint"""
+SAVE = 1  # an index in REASONS, and the only one that is no stop
 REASONS = (
     "",
+    "the save file",
     "the stop file",
     "SIGINT",
     "SIGUSR1",
@@ -30,8 +32,9 @@ class Stopper:
     """Whether the run shall save and end; `with Stopper(...) as stopper:` catches the signals.
 
     SIGTERM, SIGUSR1 and the first SIGINT only set a flag, so any number of them during the save does no harm; a second
-    SIGINT (Ctrl-C twice) interrupts at once. Rank 0 also looks for run_dir/stop, and removes it when it is obeyed; and
-    asks `taken_over`, whether this job has lost its run folder.
+    SIGINT (Ctrl-C twice) interrupts at once. Rank 0 also looks for run_dir/stop, and removes it when it is obeyed; for
+    run_dir/save, which asks for one checkpoint, and removes it when it is seen; and asks `taken_over`, whether this job
+    has lost its run folder.
     Once a stop was asked for, the signals stay caught until the process ends.
     """
 
@@ -40,11 +43,13 @@ class Stopper:
         taken_over: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
         self._file = run_dir / "stop" if is_main else None
+        self._save_file = run_dir / "save"
         self._taken_over = taken_over
         self._next_look = 0.0
         self._world_size = world_size
         self._device = device
-        self._asked = 0  # what this rank was asked for, an index in REASONS
+        self._asked = 0  # what this rank was asked to stop for, an index in REASONS
+        self._save_asked = False  # apart from the above, which a signal may raise at any moment
         self._interrupts = 0
         self._agreed = 0
         self._posted: tuple[torch.Tensor, dist.Work | None] | None = None
@@ -58,7 +63,7 @@ class Stopper:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self._collect()  # no rank leaves while another still needs its answer
-        saved = kind is None and self._agreed
+        saved = kind is None and self._agreed > SAVE
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_IGN if saved else handler)
 
@@ -71,7 +76,12 @@ class Stopper:
     @property
     def reason(self) -> str:
         """What the ranks agreed to stop for; empty while they have not."""
-        return REASONS[self._agreed]
+        return REASONS[self._agreed] if self._agreed > SAVE else ""
+
+    @property
+    def save(self) -> bool:
+        """Whether the ranks agreed at this step to save and go on."""
+        return self._agreed == SAVE
 
     def agreed(self) -> bool:
         """Whether all ranks stop here; every rank calls it once, at the end of every step.
@@ -81,16 +91,19 @@ class Stopper:
         Raises TrainingError on all ranks when the run folder was taken over: then nothing is to be saved.
         """
         self._look()
-        self._agreed = self._asked if self._world_size == 1 else self._exchange()
-        if self._agreed and self._file:
+        asked = max(self._asked, SAVE * self._save_asked)
+        self._save_asked = False
+        self._agreed = asked if self._world_size == 1 else self._exchange(asked)
+        stop = self._agreed > SAVE
+        if stop and self._file:
             self._file.unlink(missing_ok=True)
         if self.reason == TAKEN_OVER:
             raise TrainingError(TAKEN_OVER)
-        return self._agreed > 0
+        return stop
 
-    def _exchange(self) -> int:
+    def _exchange(self, asked: int) -> int:
         previous = self._collect()
-        flag = torch.tensor(self._asked, dtype=torch.int32, device=self._device)
+        flag = torch.tensor(asked, dtype=torch.int32, device=self._device)
         self._posted = flag, dist.all_reduce(flag, op=dist.ReduceOp.MAX, async_op=True)
         return previous
 
@@ -111,4 +124,7 @@ class Stopper:
         if self._file and not self._asked and now >= self._next_look:
             self._next_look = now + FILE_CHECK_SECONDS
             if self._file.exists():
-                self._asked = REASONS.index("the stop file")
+                self._asked = max(self._asked, REASONS.index("the stop file"))
+            if self._save_file.exists():
+                self._save_file.unlink(missing_ok=True)
+                self._save_asked = True

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2] / "dgpt"
 ENTRYPOINTS = {"cli", "verbs", "pretrain", "setup", "resume", "changes", "preview", "generate",
-               "export", "checkpoint_verbs"}  # fmt: skip
+               "export", "checkpoint_verbs", "submit", "slurm_verbs"}  # fmt: skip
 ALLOWED = {
     "errors": set(),
     "fragments": set(),
@@ -22,7 +22,9 @@ ALLOWED = {
     "parallel": {"config", "errors", "fragments", "model", "runtime", "train"},
     "checkpoint": {"config", "errors", "fragments", "model", "runtime", "storage"},
     "train": {"config", "errors", "model"},
-    "launch": {"errors", "runtime"},
+    "launch": {"errors", "runtime", "scripts"},
+    "scripts": set(),
+    "slurm": {"config", "errors", "lease", "outcome", "scripts"},
     "agent": {"outcome", "runtime"},
     "outcome": {"errors", "runtime"},
 }

@@ -16,7 +16,8 @@ from dgpt.config.section import section_of
 from dgpt.outcome import DONE
 
 ROOT = Path(__file__).parents[2]
-VERBS = ("prepare", "pretrain", "generate", "checkpoint", "export", "tensorboard", "parity")
+VERBS = ("prepare", "pretrain", "submit", "status", "logs", "stop", "save",
+         "generate", "checkpoint", "export", "tensorboard", "parity")  # fmt: skip
 
 
 def help_of(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dgpt import outcome, runtime
-from dgpt.agent import conclude, first_failure
+from dgpt.agent import first_failure, judge
 from dgpt.errors import TrainingError, UserError
 
 
@@ -116,19 +116,21 @@ def test_the_first_failure_is_the_one_that_brought_the_others_down(
     ],
 )
 def test_only_the_first_node_prints_all_of_a_mistake(
-    codes: dict[int, int], shown: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+    codes: dict[int, int], shown: str
+) -> None:  # fmt: skip
     failures: Any = {rank: SimpleNamespace(exitcode=code, timestamp=10) for rank, code in codes.items()}
     reports = {
         rank: outcome.Report(rank, code, "dgpt: size = 3\n  rule: even", 10.0, 10)
         for rank, code in codes.items()
         if code == outcome.MISTAKE
     }
-    assert conclude(failures, reports, []) == outcome.MISTAKE
-    assert capsys.readouterr().err == shown
+    verdict = judge(failures, reports, [])
+    assert (verdict.exit_code, verdict.text + "\n") == (outcome.MISTAKE, shown)
 
 
-def test_killed_rank_is_named_with_its_signal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_killed_rank_is_named_with_its_signal() -> None:
     killed: Any = SimpleNamespace(exitcode=-9, timestamp=10, pid=123, signal_name=lambda: "SIGKILL")
-    assert conclude({3: killed}, {}, []) == outcome.FAILED
-    assert capsys.readouterr().err == f"dgpt: rank 3 on {socket.gethostname()} (process 123) was killed by SIGKILL\n"
+    verdict = judge({3: killed}, {}, [])
+    assert verdict.exit_code == outcome.FAILED
+    assert verdict.text == f"dgpt: rank 3 on {socket.gethostname()} (process 123) was killed by SIGKILL"
+    assert verdict.time == 8  # noticed at 10, and torchrun looks only now and then

@@ -75,3 +75,23 @@ def test_only_rank_0_looks_for_the_file(tmp_path: Path) -> None:
     with stopper(tmp_path, is_main=False) as one:
         assert not one.agreed()
     assert (tmp_path / "stop").exists()
+
+
+def test_save_file_saves_once_and_does_not_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stop, "FILE_CHECK_SECONDS", 0.0)
+    with stopper(tmp_path) as one:
+        (tmp_path / "save").touch()
+        assert not one.agreed()
+        assert (one.save, one.reason) == (True, "")
+        assert not (tmp_path / "save").exists()
+        assert not one.agreed()
+        assert not one.save
+
+
+def test_a_stop_wins_over_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stop, "FILE_CHECK_SECONDS", 0.0)
+    with stopper(tmp_path) as one:
+        (tmp_path / "save").touch()
+        (tmp_path / "stop").touch()
+        assert one.agreed()
+        assert (one.save, one.reason) == (False, "the stop file")

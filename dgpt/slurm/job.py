@@ -1,0 +1,224 @@
+"""`python -m dgpt.slurm.job`: what the batch script of a job becomes. It starts the ranks with srun, passes signals on,
+and when they have ended does what dgpt.slurm.policy decides: end, start again in this allocation, or requeue.
+
+Slurm signals the batch script alone: SIGUSR1 some time before the limit (--signal=B:USR1@...), SIGTERM when it
+preempts, cancels or requeues. srun hands SIGUSR1 to its task on each node; SIGTERM to srun would end the step at once.
+"""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+
+from dgpt.config import RunConfig, load_config
+from dgpt.errors import UserError
+from dgpt.outcome import DONE, FAILED, STOPPED, Verdict, guard
+from dgpt.slurm import client, events, launch, policy, requeue
+from dgpt.slurm.client import SlurmError
+from dgpt.slurm.events import Event
+from dgpt.slurm.policy import Decision, End, Facts
+from dgpt.slurm.runtime import Job, die_with_parent, given_addresses, this_job, with_variables
+
+GIVE_UP_SECONDS = 45.0  # after the first failure; Slurm kills the other nodes' tasks after KillWait, normally 30 s
+PROBE_SECONDS = 20.0
+POLL_SECONDS = 0.5
+PAUSE_SECONDS = 1.0  # before a start in the same allocation; a second one without progress is left to a requeue
+
+
+class Batch:
+    """One job of a run, from its batch script."""
+
+    def __init__(self, job: Job, config: RunConfig, script: Path, arguments: Sequence[str]) -> None:
+        self.job, self.config, self.script, self.arguments = job, config, script, arguments
+        self.run_dir = Path(config.run_dir)
+        self.signals: list[int] = []
+        self.step: subprocess.Popen[bytes] | None = None
+        self.deadline = float("inf")  # Unix time
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.signals.append(number)
+        if self.step is not None:
+            self.step.send_signal(signal.SIGUSR1)
+
+    def run(self) -> int:
+        """The exit code of the job."""
+        self._settle()
+        self.addresses = self._addresses()
+        while True:
+            start = events.next_restart(events.history(self.run_dir))
+            if (refusal := self._begin(start)) is not None:
+                return refusal
+            end = self._ranks(start)
+            decision = policy.decide(end, self._facts(end))
+            self._record("stop", start, decision.reason, decision.code, end.suspects, decision.ends_chain)
+            if decision.action != "again":
+                return self._leave(end, decision)
+            _say(f"start {start}: {decision.reason}; starting again in this allocation")
+            time.sleep(PAUSE_SECONDS)
+
+    def _settle(self) -> None:
+        """The run folder tells of this job: its script and its output."""
+        folder = self.run_dir / "slurm"
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = folder / f"job_{self.job.id}.sbatch"
+        if not kept.exists():
+            shutil.copyfile(self.script, kept)
+        output, wanted = Path(client.job_record(self.job.id).get("StdOut", "")), folder / f"job_{self.job.id}.out"
+        if output.is_file() and not wanted.exists():
+            with suppress(FileExistsError):
+                wanted.symlink_to(output)
+
+    def _addresses(self) -> dict[str, str]:
+        """Of the nodes, in Slurm's order. Raises UserError."""
+        named = client.node_addresses(self.job.nodelist)
+        if not (given := given_addresses()):
+            return launch.reachable(named, self.job.node)
+        if len(given) != len(named):
+            raise UserError(
+                f"DGPT_NODE_ADDRESSES names {len(given)} addresses for {len(named)} nodes: {' '.join(named)}",
+                rule="one address for each node of the job, in Slurm's order", fix="correct it, or unset it",
+            )  # fmt: skip
+        return dict(zip(named, given, strict=True))
+
+    def _begin(self, start: int) -> int | None:
+        """Record the start; an exit code if there is to be none."""
+        before = events.history(self.run_dir)
+        if lost := events.unfinished(before):
+            self._record("stop", lost.restart, requeue.what_ended(before), FAILED)
+            before = events.history(self.run_dir)
+        ended = events.last_of(before, "stop")
+        if ended and ended.ends_chain and ended.chain == self.job.chain and ended.job != self.job.id:
+            _say(f"nothing to do: job {ended.job} ended this chain: {ended.reason}")
+            return DONE
+        if refusal := policy.refuse(self._barren(), ended.reason if ended else ""):
+            _say(refusal.reason)
+            self._record("stop", start, refusal.reason, refusal.code, ends_chain=True)
+            return refusal.code
+        self._record("start", start)
+        nodes = ", ".join(f"{node} ({address})" for node, address in self.addresses.items())
+        _say(f"start {start} of {self.run_dir}, job {self.job.id}, from step {self._step()}, on {nodes}; "
+             f"output in {self._logs(start)}")  # fmt: skip
+        return None
+
+    def _ranks(self, start: int) -> End:
+        """Run the ranks on all nodes to their end."""
+        logs = self._logs(start).absolute()
+        logs.mkdir(parents=True, exist_ok=True)
+        port = launch.choose_port(int(self.job.id), start, launch.port_is_free)
+        settings = launch.variables(self.job, list(self.addresses.values()), port, start, logs)
+        timeout = self.config.parallel.timeout_seconds
+        command = launch.srun(self.job, len(self.addresses), timeout, self.arguments)
+        code: int | None = FAILED
+        if not self.signals:
+            self.step = subprocess.Popen(command, env=with_variables(settings), stdin=subprocess.DEVNULL)
+            if self.signals:  # one came while srun was started
+                self.step.send_signal(signal.SIGUSR1)
+            code = self._wait(self.step, start, logs)
+            self.step = None
+        return policy.end_of(_verdicts(logs), list(self.addresses), code)
+
+    def _wait(self, step: "subprocess.Popen[bytes]", start: int, logs: Path) -> int | None:
+        """Its exit code; None when the job is about to be killed with it, or when srun does not see that nodes failed.
+
+        srun waits for ever for a node whose step daemon was killed, or that it cannot reach.
+        """
+        failed, told = float("inf"), False  # Unix time
+        while time.time() < min(self.deadline, failed + GIVE_UP_SECONDS):
+            with suppress(subprocess.TimeoutExpired):
+                return step.wait(timeout=POLL_SECONDS)
+            if self.signals and not told:
+                told = True
+                self.deadline = policy.deadline(_record_of(self.job.id), time.time())
+                self._record("signal", start, self._why_stopped()[0])  # now, as Slurm may kill this job before its end
+            if any(verdict.exit_code not in (DONE, STOPPED) for verdict in _verdicts(logs).values()):
+                failed = min(failed, time.time())
+        step.kill()
+        return None
+
+    def _facts(self, end: End) -> Facts:
+        failed = end.code == FAILED and not end.final and not self.signals
+        answer = failed and _nodes_answer(len(self.addresses))
+        stopped_by, cancelled = self._why_stopped()
+        successors = events.waiting(events.history(self.run_dir), self.job.chain, self.job.id)
+        return Facts(stopped_by, cancelled, self._barren(), answer, len(successors))
+
+    def _why_stopped(self) -> tuple[str, bool]:
+        name = signal.Signals(self.signals[0]).name if self.signals else ""
+        return policy.why_slurm_stopped(name, _record_of(self.job.id), self.job.restart)
+
+    def _leave(self, end: End, decision: Decision) -> int:
+        """End the job. What failed first comes last, where people look."""
+        if end.text and (end.final or not self.signals):  # after a signal from Slurm it is no failure to end early
+            _say(f"what failed first:\n{end.text}")
+        _say(decision.reason)
+        if decision.action == "requeue":
+            _say(requeue.go_on(self.job, self.run_dir, self.arguments[1:]))
+        elif decision.ends_chain:
+            requeue.cancel_successors(self.job, self.run_dir)
+        return decision.code
+
+    def _record(
+        self, kind: events.Kind, start: int, reason: str = "", code: int | None = None, suspects: tuple[str, ...] = (),
+        ends_chain: bool = False,
+    ) -> None:  # fmt: skip
+        event = Event(events.now(), kind, self.job.id, self.job.chain, start, tuple(self.addresses), self._step(),
+                      reason, code, suspects, ends_chain)  # fmt: skip
+        events.record(self.run_dir, event)
+
+    def _barren(self) -> int:
+        return events.barren(events.history(self.run_dir), self.job.chain, self._step())
+
+    def _step(self) -> int:
+        return requeue.newest_step(self.run_dir)
+
+    def _logs(self, start: int) -> Path:
+        return self.run_dir / "logs" / f"restart_{start}"
+
+
+def main(script: str, verb: str, config: str, *overrides: str) -> int:
+    """Raises UserError outside of a batch script, or for settings that cannot be used."""
+    job = this_job()
+    if job is None:
+        raise UserError("this is no batch job of Slurm", rule="slurm/*.sbatch are for sbatch",
+                        fix="submit it: sbatch --nodes 2 slurm/pretrain.sbatch run.toml")  # fmt: skip
+    die_with_parent()
+    try:
+        return Batch(job, load_config(config, overrides), Path(script), [verb, config, *overrides]).run()
+    except SlurmError as error:
+        _say(f"Slurm does not answer this job: {error}")
+        return FAILED
+
+
+def _verdicts(logs: Path) -> dict[str, Verdict]:
+    """By node."""
+    return {path.stem: Verdict.read(path) for path in logs.glob("*.json")}
+
+
+def _record_of(job: str) -> dict[str, str]:
+    """What slurmctld knows of the job; nothing while it does not answer."""
+    with suppress(SlurmError):
+        return client.job_record(job)
+    return {}
+
+
+def _nodes_answer(nodes: int) -> bool:
+    with suppress(SlurmError):
+        client.call(*launch.probe(nodes), seconds=PROBE_SECONDS)
+        return True
+    return False
+
+
+def _say(text: str) -> None:
+    print(f"{datetime.now():%Y-%m-%d %H:%M:%S} dgpt: {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(guard(lambda: main(*sys.argv[1:])))

@@ -1,0 +1,99 @@
+"""What the verbs around Slurm do with their options. Heavy imports happen in the verb."""
+
+import time
+from argparse import Namespace
+from pathlib import Path
+
+from dgpt import outcome
+from dgpt.config import RunConfig
+from dgpt.errors import UserError
+from dgpt.slurm import client, logs, status
+from dgpt.slurm.client import SlurmError
+
+WATCH_SECONDS = 5.0
+ACTIVE = ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED")
+OPTIONS = ("time", "partition", "account", "qos", "constraint", "exclude", "dependency", "array", "cpus-per-task",
+           "gpus-per-node")  # fmt: skip
+
+
+def submit(config: RunConfig, options: Namespace) -> int:
+    from dgpt.submit import Wish, batch_script, check, submit
+
+    given = vars(options)
+    sbatch = {name: str(value) for name in OPTIONS if (value := given[name.replace("-", "_")]) is not None}
+    wish = Wish(
+        verb=options.verb, nodes=options.nodes, processes_per_node=options.gpus_per_node or options.nproc or 1,
+        options=sbatch, extra=tuple(options.sbatch_arg), chain=options.chain, lead_seconds=options.signal_lead,
+        container=options.container or "", arguments=(options.config, *options.overrides),
+    )  # fmt: skip
+    check(config, wish)
+    if options.dry_run:
+        print(batch_script(config, wish, Path(config.run_dir).absolute() / "slurm"), end="")
+        return outcome.DONE
+    jobs = submit(config, wish)
+    print(f"submitted job {', '.join(jobs)}; script and output in {config.run_dir}/slurm")
+    if options.verb == "pretrain":
+        print(f"  dgpt status {config.run_dir} --watch     what it does, or why it waits\n"
+              f"  dgpt logs {config.run_dir} --follow      what the ranks write\n"
+              f"  dgpt stop {config.run_dir}               save and end")  # fmt: skip
+    return outcome.DONE
+
+
+def stop(options: Namespace) -> int:
+    """Ask the ranks to save and end; what only waits in the queue is cancelled."""
+    facts = status.gather(options.run)
+    if _runs(facts):
+        (options.run / "stop").touch()
+        print(f"{options.run}: asked to save and stop; it obeys at the end of a step, and stays stopped")
+        return outcome.DONE
+    if facts.job.get("JobState") == "PENDING":
+        try:
+            client.call("scancel", facts.job["JobId"])
+        except SlurmError as error:
+            raise UserError(f"job {facts.job['JobId']} cannot be cancelled: {error}", rule="stop cancels what waits",
+                            fix="try again, or: scancel it yourself") from None  # fmt: skip
+        print(f"job {facts.job['JobId']} was waiting, and is cancelled")
+        return outcome.DONE
+    raise _nothing_runs(options.run, "stop")
+
+
+def save(options: Namespace) -> int:
+    """Ask the ranks for a checkpoint at the end of their step, and to go on."""
+    if not _runs(status.gather(options.run)):
+        raise _nothing_runs(options.run, "save")
+    (options.run / "save").touch()
+    print(f"{options.run}: asked for a checkpoint; `dgpt status {options.run}` shows when it is there")
+    return outcome.DONE
+
+
+def show_status(options: Namespace) -> int:
+    if not options.watch:
+        print("\n".join(_lines(options.run)))
+        return outcome.DONE
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(auto_refresh=False) as screen:
+        while True:
+            screen.update(Text("\n".join(_lines(options.run))), refresh=True)
+            time.sleep(WATCH_SECONDS)
+
+
+def show_logs(options: Namespace) -> int:
+    logs.show(options.run, options.restart, options.rank, follow=options.follow,
+              running=lambda: _runs(status.gather(options.run), waiting=True))  # fmt: skip
+    return outcome.DONE
+
+
+def _lines(run: Path) -> list[str]:
+    return [f"{name:9} {value}" for name, value in status.describe(status.gather(run))]
+
+
+def _runs(facts: status.Facts, *, waiting: bool = False) -> bool:
+    state = facts.job.get("JobState", "")
+    return state in ACTIVE or (waiting and state == "PENDING") or status.alive(facts)
+
+
+def _nothing_runs(run: Path, verb: str) -> UserError:
+    return UserError(f"nothing runs in '{run}'", rule=f"{verb} is for a run that is training or waits in the queue",
+                     fix=f"`dgpt status {run}` says how it ended")  # fmt: skip

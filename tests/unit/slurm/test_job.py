@@ -1,0 +1,181 @@
+"""A batch script's decisions carried out, with commands of Slurm that do as a test says."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dgpt.outcome import DONE, FAILED, MISTAKE, STOPPED
+from dgpt.slurm.events import Event, history, record
+
+RECORD = "JobId=12 JobState=RUNNING Reason=None Restarts=0 PreemptTime=None EndTime=Unknown StdOut=/none"
+SCONTROL = f"""case "$1 $2" in
+  "show hostnames") echo n0; echo n1 ;;
+  "show node") echo "NodeName=n0 NodeAddr=127.0.0.1"; echo "NodeName=n1 NodeAddr=127.0.0.1" ;;
+  "show job") echo "{RECORD}" ;;
+esac"""
+# Answers a sign of life; else plays the next line of the plan: a checkpoint's step, exit code and words of all nodes.
+SRUN = """[[ ${@: -1} == true ]] && exit 0
+trap 'code=75' USR1
+read -r step code wait text < <(sed -n "$(($(cat plan.n 2>/dev/null || echo 0) + 1))p" plan)
+echo $(($(cat plan.n 2>/dev/null || echo 0) + 1)) >plan.n
+echo "$MASTER_ADDR:$MASTER_PORT $RDZV_ID" >>met
+for i in $(seq $((wait * 10))); do sleep 0.1; [[ $code == 75 ]] && break; done
+mkdir -p run/checkpoints/step_$(printf %08d $step) && touch run/checkpoints/step_$(printf %08d $step)/manifest.json
+for node in n0 n1; do
+  words='"node": "'$node'", "exit_code": '$code', "text": "'$text'", "time": 1.0, "final": false'
+  echo "{$words}" >$DGPT_LOGS/$node.json
+done
+[[ $code == 75 ]] && exit 0
+exit $code
+"""
+Batch = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: Any) -> Batch:
+    """batch(*plan) starts the batch script of job 12 in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    Path("run.toml").write_text('run_dir = "run"\n')
+    Path("script").write_text("#!/bin/bash\n")
+    fake("scontrol", SCONTROL)
+    fake("srun", SRUN)
+
+    def start(*plan: str, **variables: str) -> "subprocess.Popen[str]":
+        Path("plan").write_text("\n".join(plan) + "\n")
+        given = {"SLURM_JOB_ID": "12", "SLURM_JOB_NODELIST": "n[0-1]", "SLURMD_NODENAME": "n0", **variables}
+        command = [sys.executable, "-m", "dgpt.slurm.job", "script", "pretrain", "run.toml"]
+        return subprocess.Popen(command, env={**os.environ, **given}, stdout=subprocess.PIPE, text=True)
+
+    return start
+
+
+def end(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    out = process.communicate(timeout=60)[0]
+    return process.returncode, out
+
+
+def told() -> list[tuple[str, int, int, int | None]]:
+    return [(event.event, event.restart, event.step, event.code) for event in history(Path("run"))]
+
+
+def test_a_run_to_its_end(batch: Batch) -> None:
+    code, out = end(batch("100 0 0"))
+    assert code == DONE
+    assert "start 0 of run, job 12, from step 0, on n0 (127.0.0.1), n1 (127.0.0.1)" in out
+    assert told() == [("start", 0, 0, None), ("stop", 0, 100, DONE)]
+    assert Path("run/slurm/job_12.sbatch").read_text() == "#!/bin/bash\n"
+
+
+def test_a_failure_starts_again_in_the_allocation_and_meets_elsewhere(batch: Batch) -> None:
+    code, out = end(batch("40 1 0 dgpt: rank 1 was killed", "100 0 0"))
+    assert code == DONE
+    assert "rank 1 was killed; all nodes answer; starting again" in out
+    assert told() == [("start", 0, 0, None), ("stop", 0, 40, FAILED), ("start", 1, 40, None), ("stop", 1, 100, DONE)]
+    first, second = Path("met").read_text().splitlines()
+    assert first != second
+
+
+def test_without_progress_it_is_requeued_and_then_gives_up(batch: Batch, tmp_path: Path) -> None:
+    plan = ["0 1 0 dgpt: no"] * 3
+    code, out = end(batch(*plan))
+    assert code == FAILED
+    assert "requeue 12" in (tmp_path / "bin/scontrol.calls").read_text()
+    code, out = end(batch(*plan, SLURM_RESTART_COUNT="1"))
+    assert code == FAILED
+    assert out.rstrip().endswith("no; no new checkpoint in 3 starts in a row, so it gives up")
+    assert [event.ends_chain for event in history(Path("run")) if event.event == "stop"] == [False, False, True]
+    code, out = end(batch(*plan, SLURM_RESTART_COUNT="2"))  # Slurm, or somebody, requeues it nevertheless
+    assert code == FAILED
+    assert Path("plan.n").read_text() == "3\n", "no further start"
+
+
+def test_a_signal_goes_to_srun_and_a_save_is_followed_by_a_requeue(batch: Batch, tmp_path: Path) -> None:
+    process = batch("40 1 30")
+    while not Path("met").exists():
+        time.sleep(0.05)
+    time.sleep(0.3)
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1):
+        process.send_signal(number)
+    code, out = end(process)
+    assert code == STOPPED
+    assert "the time limit comes (SIGUSR1), saved" in out
+    assert "requeue 12" in (tmp_path / "bin/scontrol.calls").read_text()
+    assert (told()[0], told()[-1]) == (("start", 0, 0, None), ("stop", 0, 40, STOPPED))
+
+
+def test_a_stop_that_slurm_did_not_ask_for_ends_the_chain(batch: Batch, tmp_path: Path, fake: Any) -> None:
+    Path("run").mkdir()
+    for job in ("12", "13"):
+        record(Path("run"), Event(1.0, "submit", job, "c", 0, (), 0))
+    cancelled = fake("scancel", "")
+    code, _ = end(batch("40 75 0", DGPT_CHAIN="c"))
+    assert code == STOPPED
+    assert cancelled() == ["13"]
+    assert "requeue" not in (tmp_path / "bin/scontrol.calls").read_text()
+    code, out = end(batch("50 0 0", DGPT_CHAIN="c", SLURM_JOB_ID="13"))  # should it start all the same
+    assert code == DONE
+    assert "nothing to do: job 12 ended this chain" in out
+
+
+def test_a_mistake_ends_with_its_text_and_no_restart(batch: Batch) -> None:
+    code, out = end(batch("0 2 0 dgpt: tp = 3"))
+    assert code == MISTAKE
+    assert "what failed first:\ndgpt: tp = 3\n" in out
+
+
+def test_a_start_that_left_no_word_is_recorded_by_the_next(batch: Batch) -> None:
+    Path("run").mkdir()
+    record(Path("run"), Event(1.0, "start", "12", "12", 0, ("n0",), 0))
+    assert end(batch("100 0 0"))[0] == DONE
+    lost = history(Path("run"))[1]
+    assert (lost.event, lost.restart, lost.code) == ("stop", 0, FAILED)
+    assert "its node was lost" in lost.reason
+
+
+def test_addresses_that_the_user_names_are_taken_in_the_order_of_the_nodes(batch: Batch) -> None:
+    end(batch("100 0 0", DGPT_NODE_ADDRESSES="10.9.0.1 10.9.0.2"))
+    assert Path("met").read_text().startswith("10.9.0.1:")
+    code, _ = end(batch("100 0 0", DGPT_NODE_ADDRESSES="10.9.0.1"))
+    assert code == MISTAKE
+
+
+def test_it_is_for_batch_jobs_alone(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dgpt.slurm.job", "x", "pretrain", "y"]
+    done = subprocess.run(command, capture_output=True, text=True, env={"PATH": "/usr/bin"}, check=False)
+    assert done.returncode == MISTAKE
+    assert "this is no batch job of Slurm" in done.stderr
+
+
+def test_node_script_tells_the_launcher_what_differs(tmp_path: Path) -> None:
+    from dgpt.scripts import script
+
+    launcher = tmp_path / "torchrun.sh"
+    launcher.write_text(
+        'echo "$NODE_RANK $NODE_ADDR $DGPT_VERDICT $*"; echo err >&2; kill -0 $$; echo $$ >"$DGPT_LOGS/pid"\n'
+    )
+    given = {"PATH": "/usr/bin:/bin", "DGPT_NODE_ADDRESSES": "10.0.0.1 10.0.0.2", "SLURM_NODEID": "1",
+             "SLURMD_NODENAME": "n1", "DGPT_LOGS": str(tmp_path), "DGPT_TORCHRUN": str(launcher)}  # fmt: skip
+    with subprocess.Popen(["bash", str(script("slurm/node.sh")), "-m", "x"], env=given) as process:
+        assert process.wait(timeout=20) == 0
+        assert int((tmp_path / "pid").read_text()) == process.pid, "signals reach the launcher itself"
+    assert (tmp_path / "n1.log").read_text() == f"1 10.0.0.2 {tmp_path}/n1.json --tee 3 -m x\nerr\n"
+
+
+def test_verdicts_of_an_agent_are_for_the_batch_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dgpt import agent
+    from dgpt.outcome import Verdict
+
+    verdict = Verdict("n1", STOPPED, "", 1.5, False)
+    assert agent._end(verdict) == STOPPED
+    monkeypatch.setenv("DGPT_VERDICT", str(tmp_path / "n1.json"))
+    assert agent._end(verdict) == DONE, "srun would end the other nodes while they save"
+    assert Verdict.read(tmp_path / "n1.json") == verdict
+    assert json.loads((tmp_path / "n1.json").read_text())["node"] == "n1"

@@ -1,0 +1,121 @@
+"""What a job does when its ranks have ended."""
+
+from datetime import datetime
+
+import pytest
+
+from dgpt.outcome import DONE, FAILED, MISTAKE, STOPPED, Verdict
+from dgpt.slurm.policy import BARREN_STARTS, End, Facts, deadline, decide, end_of, refuse, why_slurm_stopped
+
+NODES = ["n0", "n1"]
+CRASH = End(FAILED, "Traceback\ndgpt: rank 3 on n1 failed", ("n1",))
+SAVED = End(STOPPED, "")
+LIMIT = "the time limit comes (SIGUSR1)"
+
+
+def said(node: str, code: int, text: str = "", time: float = 0.0, *, final: bool = False) -> Verdict:
+    return Verdict(node, code, text, time, final)
+
+
+def words(*verdicts: Verdict) -> dict[str, Verdict]:
+    return {verdict.node: verdict for verdict in verdicts}
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "srun", "end"),
+    [
+        ([said("n0", DONE), said("n1", DONE)], 0, End(DONE, "")),
+        ([said("n0", STOPPED), said("n1", STOPPED)], 0, End(STOPPED, "")),
+        ([said("n0", FAILED, "b", 9.0), said("n1", FAILED, "a", 8.0)], 1, End(FAILED, "a", ("n1",))),
+        ([said("n0", 143, "x", 1.0), said("n1", FAILED, "a", 8.0)], 1, End(FAILED, "a", ("n1",))),
+        ([said("n0", FAILED, "a", final=True), said("n1", FAILED, "b", 1.0)], 1, End(FAILED, "a", ("n0",), True)),
+        ([said("n0", MISTAKE, "all of it"), said("n1", MISTAKE, "n1: all")], 2, End(MISTAKE, "all of it", final=True)),
+        ([said("n1", MISTAKE, "no folder")], 2, End(MISTAKE, "no folder", final=True)),
+    ],
+)
+def test_one_end_from_the_words_of_the_nodes(verdicts: list[Verdict], srun: int | None, end: End) -> None:
+    assert end_of(words(*verdicts), NODES, srun) == end
+
+
+@pytest.mark.parametrize("srun", [137, None])
+def test_a_node_without_a_word_is_the_suspect_whatever_the_others_blame(srun: int | None) -> None:
+    end = end_of(words(said("n0", FAILED, "dgpt: rank 0: connection closed", 1.0)), NODES, srun)
+    assert (end.code, end.suspects) == (FAILED, ("n1",))
+    assert end.text.splitlines()[-1].startswith("n1 left no word")
+
+
+def test_nodes_that_were_interrupted_before_there_was_anything_to_save_are_no_finished_run() -> None:
+    assert end_of(words(said("n0", 138, "SIGUSR1 ended the workers"), said("n1", 138)), NODES, 138).code == FAILED
+    assert end_of({}, NODES, None).code == FAILED
+
+
+@pytest.mark.parametrize(
+    ("end", "facts", "action", "code"),
+    [
+        (End(DONE, ""), Facts(stopped_by=LIMIT), "end", DONE),
+        (End(MISTAKE, "x"), Facts(nodes_answer=True), "end", MISTAKE),
+        (SAVED, Facts(stopped_by=LIMIT), "requeue", STOPPED),
+        (SAVED, Facts(), "end", STOPPED),  # dgpt stop
+        (SAVED, Facts(stopped_by="scancel", cancelled=True), "end", STOPPED),
+        (CRASH, Facts(stopped_by="scancel", cancelled=True), "end", FAILED),
+        (CRASH, Facts(stopped_by=LIMIT), "requeue", FAILED),  # nothing to save yet, or the save was too slow
+        (CRASH, Facts(nodes_answer=True), "again", FAILED),
+        (CRASH, Facts(nodes_answer=True, barren=1), "again", FAILED),
+        (CRASH, Facts(nodes_answer=True, barren=2), "requeue", FAILED),  # perhaps other nodes help
+        (CRASH, Facts(nodes_answer=True, barren=3), "end", FAILED),
+        (CRASH, Facts(nodes_answer=False), "requeue", FAILED),
+        (End(FAILED, "not finite", final=True), Facts(nodes_answer=True), "end", FAILED),
+        (End(FAILED, "taken over", final=True), Facts(stopped_by=LIMIT), "requeue", FAILED),
+        (SAVED, Facts(stopped_by=LIMIT, barren=3), "end", FAILED),  # the time limit is too short for a step
+        (SAVED, Facts(stopped_by=LIMIT, successors=2), "end", STOPPED),  # the chain goes on
+        (CRASH, Facts(successors=2), "requeue", FAILED),
+    ],
+)
+def test_what_is_done(end: End, facts: Facts, action: str, code: int) -> None:
+    decision = decide(end, facts)
+    assert (decision.action, decision.code) == (action, code)
+    assert decision.reason
+    goes_on = action != "end" or facts.successors > 0
+    assert decision.ends_chain == (not goes_on)
+
+
+def test_a_run_that_slurm_itself_starts_again_and_again_is_refused() -> None:
+    assert refuse(BARREN_STARTS - 1, "node lost") is None
+    refusal = refuse(BARREN_STARTS, "node lost")
+    assert refusal is not None
+    assert "3 starts in a row" in refusal.reason
+    assert "node lost" in refusal.reason
+
+
+@pytest.mark.parametrize(
+    ("signal", "record", "why", "cancelled"),
+    [
+        ("", {"JobState": "RUNNING", "PreemptTime": "None"}, "", False),
+        ("SIGUSR1", {"JobState": "RUNNING", "PreemptTime": "None"}, LIMIT, False),
+        ("SIGTERM", {"JobState": "COMPLETING", "Reason": "None", "Restarts": "2"}, "scancel", True),
+        ("SIGTERM", {"JobState": "COMPLETING", "Restarts": "3"}, "requeued", False),
+        ("SIGTERM", {"JobState": "COMPLETING", "Reason": "TimeLimit", "Restarts": "2"}, "the time limit", False),
+        ("", {"PreemptTime": "2026-01-01T00:00:00"}, "preempted by a job of higher priority", False),
+        ("SIGTERM", {}, "Slurm sent SIGTERM", False),  # slurmctld does not answer
+    ],
+)  # fmt: skip
+def test_why_slurm_stopped_a_job(signal: str, record: dict[str, str], why: str, cancelled: bool) -> None:
+    assert why_slurm_stopped(signal, record, restart=2) == (why, cancelled)
+
+
+@pytest.mark.parametrize(
+    ("state", "left", "waits"),
+    [
+        ("RUNNING", 300.0, 280.0),
+        ("RUNNING", 8.0, 6.0),  # a short grace time of a preemption is the ranks' to save in
+        ("COMPLETING", -0.5, float("inf")),  # scancel: its end is the moment of the call
+        ("RUNNING", -5.0, float("inf")),
+    ],
+)
+def test_how_long_a_save_is_waited_for(state: str, left: float, waits: float) -> None:
+    end = datetime.fromtimestamp(1_800_000_000.0 + left).isoformat()
+    assert deadline({"JobState": state, "EndTime": end}, 1_800_000_000.0) - 1_800_000_000.0 == pytest.approx(waits)
+
+
+def test_a_job_without_a_time_limit_waits_for_the_save() -> None:
+    assert deadline({"JobState": "RUNNING", "EndTime": "Unknown"}, 0.0) == deadline({}, 0.0) == float("inf")
