@@ -218,7 +218,7 @@ def test_a_finished_run_says_so_and_changes_nothing(pool: Pool, tiny_data: Path,
     assert {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in (tmp_path / "run").rglob("*")} == before
     more = start(pool, tiny_data, tmp_path / "run", shape, f"training.steps={STEPS + 1}")
     assert {rank.code for rank in more} == {DONE}
-    assert f"changed since the checkpoint: training.steps = {STEPS} -> {STEPS + 1}\n" in more[0].output
+    assert f"WARNING, this bends the curve: training.steps = {STEPS} -> {STEPS + 1}\n" in more[0].output
     assert steps_of(tmp_path / "run") == [STEPS, STEPS + 1]
 
 
