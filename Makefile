@@ -1,5 +1,6 @@
 # make pretrain   set up, prepare the embedded corpus, train a small GPT on 2 processes, print samples
 # make test       set up, lint, type-check and test
+# make test-slurm scenarios on a Slurm cluster of four nodes, which it installs as root on Debian or Ubuntu
 # make bench      the benchmarks of benchmarks/
 # Each target makes what it needs in .venv once; nothing is redone while pyproject.toml stays as it is.
 
@@ -10,7 +11,7 @@ DEMO   := configs/pretrain/demo.toml
 NPROC  ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pretrain test lint bench clean
+.PHONY: help setup pretrain test test-slurm slurm lint bench clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -42,10 +43,16 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck launch/*.sh .ci/run
+	$(BIN)/shellcheck launch/*.sh tests/slurm/*.sh slurm/*.sbatch slurm/*.sh .ci/run
+
+slurm:
+	sh tests/slurm/install.sh
 
 test: lint
 	$(BIN)/pytest
+
+test-slurm: $(VENV)/installed-dev slurm
+	$(BIN)/pytest tests/slurm -m ""
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.tokenize

@@ -1,0 +1,167 @@
+"""The scenarios of `make test-slurm`: rarer faults; a run still ends as the one that nothing happened to."""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from signal import SIGSTOP
+
+import pytest
+from cluster import wait_for
+from hosts import Hosts
+from jobs import Figure, Job, assert_same_run, recover, submit
+
+from dgpt.slurm.launch import choose_port
+
+pytestmark = pytest.mark.slurm_full
+
+LISTEN = """
+import socket, sys, time
+with socket.create_server(("", int(sys.argv[1]))):
+    time.sleep(1000)
+"""
+
+
+def kill_rank_0(job: Job) -> None:
+    job.ranks()[0].kill()
+
+
+def kill_step_daemon(job: Job) -> None:
+    for process in job.cluster.processes("n1"):
+        if process.name() == "slurmstepd":
+            process.kill()
+
+
+def lose_power(job: Job) -> None:
+    job.cluster.crash("n1")
+
+
+def cut(job: Job) -> None:
+    job.cluster.cut("n1")
+
+
+def hang(job: Job) -> None:
+    job.ranks()[3].send_signal(SIGSTOP)
+
+
+MENDED: dict[Callable[[Job], None], Callable[[Hosts], None]] = {
+    lose_power: lambda cluster: cluster.boot("n1"),
+    cut: lambda cluster: cluster.heal("n1"),
+}
+
+
+@pytest.mark.parametrize("fault", [kill_rank_0, kill_step_daemon, lose_power, cut, hang])
+def test_a_run_goes_on_after_a_fault(
+    cluster: Hosts, runs: Path, undisturbed: Job, figure: Figure, fault: Callable[[Job], None]
+) -> None:
+    timeout = 15 if fault == hang else 60  # seconds
+    job = submit(cluster, runs, fault.__name__, f"parallel.timeout_seconds={timeout}")
+    job.wait_for_step(25)
+    begin = time.monotonic()
+    fault(job)
+    recover(job, begin, figure, fault.__name__.replace("_", " "))
+    assert_same_run(job.run_dir, undisturbed.run_dir)
+    MENDED.get(fault, lambda cluster: None)(cluster)
+
+
+def restart_slurmctld(job: Job) -> None:
+    job.cluster.restart_slurmctld()
+
+
+def restart_slurmd(job: Job) -> None:
+    job.cluster.kill("slurmd", "n0")
+    job.cluster.start_slurmd("n0")
+
+
+def stall(job: Job) -> None:
+    job.cluster.freeze("n1")
+    time.sleep(3)
+    job.cluster.thaw("n1")
+
+
+def short_cut(job: Job) -> None:
+    job.cluster.cut("n1")
+    time.sleep(4)
+    job.cluster.heal("n1")
+
+
+@pytest.mark.parametrize("trouble", [restart_slurmctld, restart_slurmd, stall, short_cut])
+def test_a_run_notices_nothing_of(cluster: Hosts, runs: Path, undisturbed: Job, trouble: Callable[[Job], None]) -> None:
+    job = submit(cluster, runs, trouble.__name__)
+    job.wait_for_step(10)
+    trouble(job)
+    assert job.end() == "COMPLETED", job.tail()
+    assert len(job.starts()) == 1
+    assert_same_run(job.run_dir, undisturbed.run_dir)
+
+
+def test_a_preempted_run_is_saved_and_goes_on_later(cluster: Hosts, runs: Path, undisturbed: Job) -> None:
+    job = submit(cluster, runs, "preempted")
+    job.wait_for_step(10)
+    cluster.run("sbatch", "--partition=urgent", "--nodes=4", "--exclusive", "--wrap", "sleep 2")
+    assert job.end() == "COMPLETED", job.tail()
+    assert job.record()["Restarts"] == "1"
+    assert f"resuming at step {job.stopped_at()} " in job.text()
+    assert_same_run(job.run_dir, undisturbed.run_dir)
+
+
+def test_more_signals_during_the_save_change_nothing(cluster: Hosts, runs: Path, undisturbed: Job) -> None:
+    job = submit(cluster, runs, "signals")
+    job.wait_for_step(10)
+    for name in ("USR1", "USR1", "TERM", "USR1"):
+        cluster.run("scancel", "--batch", f"--signal={name}", job.number, check=False)
+    assert job.end() == "COMPLETED", job.tail()
+    assert job.record()["Restarts"] == "1"
+    assert f"resuming at step {job.stopped_at()} " in job.text()
+    assert_same_run(job.run_dir, undisturbed.run_dir)
+
+
+def test_a_requeued_run_takes_other_nodes_when_one_of_its_own_is_drained(
+    cluster: Hosts, runs: Path, undisturbed: Job
+) -> None:
+    job = submit(cluster, runs, "drained")
+    job.wait_for_step(10)
+    cluster.run("scontrol", "update", "NodeName=n0", "State=DRAIN", "Reason=test")
+    cluster.run("scancel", "--batch", "--signal=USR1", job.number)
+    assert job.end() == "COMPLETED", job.tail()
+    assert job.starts() == [["n0", "n1"], ["n1", "n2"]]  # n1 has other ranks now
+    assert_same_run(job.run_dir, undisturbed.run_dir)
+    cluster.run("scontrol", "update", "NodeName=n0", "State=RESUME")
+
+
+def test_node_names_may_mean_the_loopback(cluster: Hosts, runs: Path, undisturbed: Job) -> None:
+    """As Debian writes it into /etc/hosts."""
+    hosts = cluster.folder / "etc" / "hosts"
+    hosts.write_text("127.0.0.1 localhost\n" + "".join(f"127.0.1.1 {name}\n" for name in cluster.names))
+    job = submit(cluster, runs, "loopback")
+    assert job.end() == "COMPLETED", job.tail()
+    assert_same_run(job.run_dir, undisturbed.run_dir)
+
+
+def test_a_port_that_a_stranger_holds_is_passed_over(cluster: Hosts, runs: Path, undisturbed: Job) -> None:
+    first = int(cluster.run("sbatch", "--parsable", "--hold", "--wrap", "true").stdout)
+    port = choose_port(first + 2, 0, lambda port: True)
+    command = f"{sys.executable} -c '{LISTEN}' {port}"
+    stranger = cluster.run("sbatch", "--parsable", "--nodelist=n0", "--wrap", command).stdout.strip()
+    wait_for(lambda: port in cluster.listening("n0"), f"a stranger holds port {port}")
+    job = submit(cluster, runs, "port", options=("--nodelist=n0,n1",))
+    assert int(job.number) == first + 2
+    assert job.end() == "COMPLETED", job.tail()
+    assert_same_run(job.run_dir, undisturbed.run_dir)
+    cluster.run("scancel", stranger, str(first))
+
+
+def test_nodes_that_cannot_reach_each_other_do_not_hang_for_ever(
+    cluster: Hosts, runs: Path, undisturbed: Job, figure: Figure
+) -> None:
+    """Both still reach slurmctld, to which all looks well; srun hears nothing of the end of the other node's task."""
+    job = submit(cluster, runs, "isolated", "parallel.timeout_seconds=15")
+    job.wait_for_step(25)
+    begin = time.monotonic()
+    cluster.isolate("n0")
+    cluster.isolate("n1")
+    wait_for(lambda: job.events()[-1]["event"] == "stop", "the job sees it", 150, job.tail)
+    cluster.heal("n0")
+    cluster.heal("n1")
+    recover(job, begin, figure, "two nodes that do not reach each other")
+    assert_same_run(job.run_dir, undisturbed.run_dir)
