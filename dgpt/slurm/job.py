@@ -89,9 +89,10 @@ class Batch:
         return dict(zip(named, given, strict=True))
 
     def _begin(self, start: int) -> int | None:
-        """Record the start; an exit code if there is to be none."""
+        """Record the start; an exit code if there is to be none. Raises UserError if another job serves the run now."""
         before = events.history(self.run_dir)
         if lost := events.unfinished(before):
+            self._check_ended(lost.job)
             self._record("stop", lost.restart, requeue.what_ended(before), FAILED)
             before = events.history(self.run_dir)
         ended = events.last_of(before, "stop")
@@ -107,6 +108,15 @@ class Batch:
         _say(f"start {start} of {self.run_dir}, job {self.job.id}, from step {self._step()}, on {nodes}; "
              f"output in {self._logs(start)}")  # fmt: skip
         return None
+
+    def _check_ended(self, job: str) -> None:
+        """Raises UserError if another job is running; nothing may be said of its end."""
+        if job != self.job.id and _record_of(job).get("JobState") == "RUNNING":
+            raise UserError(
+                f"run_dir = '{self.run_dir}' is in use by job {job}, which is running",
+                rule="one job at a time writes to a run folder",
+                fix=f"wait for its end or `dgpt stop {self.run_dir}`, or give this run another run_dir",
+            )
 
     def _ranks(self, start: int) -> End:
         """Run the ranks on all nodes to their end."""

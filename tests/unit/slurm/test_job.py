@@ -140,6 +140,16 @@ def test_a_start_that_left_no_word_is_recorded_by_the_next(batch: Batch) -> None
     assert "its node was lost" in lost.reason
 
 
+def test_a_run_that_another_job_serves_is_refused_and_nothing_is_said_of_its_end(batch: Batch) -> None:
+    """The stand-in for scontrol says of every job that it is running."""
+    Path("run").mkdir()
+    record(Path("run"), Event(1.0, "start", "11", "11", 0, ("n0",), 0))
+    process = batch("100 0 0")
+    assert end(process)[0] == MISTAKE
+    assert told() == [("start", 0, 0, None)]
+    assert not Path("met").exists()
+
+
 def test_addresses_that_the_user_names_are_taken_in_the_order_of_the_nodes(batch: Batch) -> None:
     end(batch("100 0 0", DGPT_NODE_ADDRESSES="10.9.0.1 10.9.0.2"))
     assert Path("met").read_text().startswith("10.9.0.1:")
