@@ -1,0 +1,59 @@
+"""What several verbs share: how a verb is added, and the options that they have in common."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from dgpt import outcome
+from dgpt.config import RunConfig, load_config, settings_help, to_toml
+
+Command = Callable[[argparse.Namespace], int]
+Verbs = Any  # what add_subparsers returns has no public name
+CHECKPOINT = "a checkpoint, or a run folder: its newest one; a path or a URL (s3://...)"
+
+
+def add_verb(subparsers: Verbs, name: str, command: Command, text: str, epilog: str = "") -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name, help=text, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )  # fmt: skip
+    parser.set_defaults(command=command, list_name=None)
+    return parser
+
+
+def with_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="RUN.toml", help="the run (configs/pretrain/ has ready ones)")
+    parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="settings that replace the file's")
+    parser.set_defaults(list_name="overrides")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved settings as TOML and stop")
+
+
+def with_nproc(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--nproc", type=int, help="processes on this node (default: one per GPU, one without GPUs)")
+
+
+def settings() -> str:
+    return f"settings, with their defaults:\n{settings_help()}"
+
+
+def config_of(options: argparse.Namespace) -> RunConfig:
+    return load_config(options.config, options.overrides)
+
+
+def on_config(run: Callable[[RunConfig, argparse.Namespace], int]) -> Command:
+    """A command on a config, which --print-config prints instead."""
+
+    def command(options: argparse.Namespace) -> int:
+        config = config_of(options)
+        if not options.print_config:
+            return run(config, options)
+        print(to_toml(config), end="")
+        return outcome.DONE
+
+    return command
+
+
+def positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
