@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from dgpt.checkpoint.find import Found
-from dgpt.config import RunConfig, flat
+from dgpt.config import LoopConfig, flat
 from dgpt.errors import UserError
 
 # These decide which samples a step sees.
@@ -15,7 +15,7 @@ BENDS = ("parallel.reduce_dtype", "parallel.zero_quantized", "parallel.zero_extr
 ALLOWED = "resume.allow_data_change=true goes on nevertheless, with what the other stream of samples has at that step"
 
 
-def check_same_data(found: Found, config: RunConfig, data_hash: str, tokenizer_hash: str) -> None:
+def check_same_data(found: Found, config: LoopConfig, data_hash: str, tokenizer_hash: str) -> None:
     """Raises UserError if the run would see other samples than the run that never stopped, unless that is allowed."""
     change = next(data_changes(found, config, data_hash, tokenizer_hash), None)
     if change and not config.resume.allow_data_change:
@@ -25,7 +25,7 @@ def check_same_data(found: Found, config: RunConfig, data_hash: str, tokenizer_h
 
 
 def data_changes(
-    found: Found, config: RunConfig, data_hash: str, tokenizer_hash: str
+    found: Found, config: LoopConfig, data_hash: str, tokenizer_hash: str
 ) -> Iterator[tuple[str, str]]:  # fmt: skip
     """Each difference that changes the samples, and how to undo it."""
     meta, where = found.manifest.meta, config.data.path
@@ -39,7 +39,7 @@ def data_changes(
             yield f"{name} = {now} now, {then} in the checkpoint {found.folder}", f"set {name}={then}"
 
 
-def differences(found: Found, config: RunConfig) -> Iterator[tuple[str, object, object]]:
+def differences(found: Found, config: LoopConfig) -> Iterator[tuple[str, object, object]]:
     """(setting, value in the checkpoint, value now), where they differ."""
     then, now = flat(found.manifest.meta.config), flat(config.model_dump(mode="json"))
     for name in now | then:
@@ -47,7 +47,7 @@ def differences(found: Found, config: RunConfig) -> Iterator[tuple[str, object, 
             yield name, then.get(name), now.get(name)
 
 
-def report(found: Found, config: RunConfig, data_hash: str, tokenizer_hash: str) -> Iterator[str]:
+def report(found: Found, config: LoopConfig, data_hash: str, tokenizer_hash: str) -> Iterator[str]:
     """A line for each difference, those that bend the curve first."""
     samples = list(data_changes(found, config, data_hash, tokenizer_hash))
     yield from (f"WARNING, other samples from here on (resume.allow_data_change): {what}" for what, _ in samples)

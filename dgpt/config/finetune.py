@@ -1,4 +1,4 @@
-"""FinetuneConfig: one fine-tuning of a trained model. What the base brings, its shape and its tokenizer, is not repeated."""
+"""FinetuneConfig: one fine-tuning of a trained model, whose shape and tokenizer come with it and are not repeated."""
 
 from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal, Self

@@ -1,8 +1,8 @@
 """What a fine-tuning learns and from which examples: every setting with its unit, default and rule."""
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from dgpt.config.section import Fraction, NotNegative, Positive, Section
 
