@@ -7,10 +7,12 @@ from dgpt.config import LoopConfig, flat
 from dgpt.errors import UserError
 
 # These decide which samples a step sees.
-DATA_ORDER = ("seed", "model.seq_len", "training.global_batch_size", "data.reset_at_document")
+DATA_ORDER = ("seed", "model.seq_len", "training.global_batch_size", "data.reset_at_document", "data.max_tokens",
+              "data.over_long", "data.packing")  # fmt: skip
 # A change of these leaves the curve as it is, but for rounding.
 FREE = ("data.", "tokenizer.", "parallel.", "activation_checkpointing.", "checkpoint.", "logging.", "resume.",
-        "training.micro_batch_size", "training.eval_", "training.loss_chunk_tokens", "training.compile")  # fmt: skip
+        "training.micro_batch_size", "training.eval_", "training.loss_chunk_tokens", "training.compile", "base",
+        "best.", "task.max_new_tokens", "task.no_answer_threshold", "task.label_threshold")  # fmt: skip
 BENDS = ("parallel.reduce_dtype", "parallel.zero_quantized", "parallel.zero_extra")  # numerics, all the same
 ALLOWED = "resume.allow_data_change=true goes on nevertheless, with what the other stream of samples has at that step"
 

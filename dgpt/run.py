@@ -22,7 +22,7 @@ from dgpt.config import LoopConfig, Section, to_toml
 from dgpt.data.tokenizer import save_tokenizer
 from dgpt.errors import TrainingError
 from dgpt.lease import Lease
-from dgpt.model.flops import peak_flops
+from dgpt.model.flops import parameter_count, peak_flops
 from dgpt.outcome import DONE, STOPPED
 from dgpt.parallel.engine import Engine
 from dgpt.parallel.mesh import Mesh
@@ -70,14 +70,14 @@ def start(setup: Setup, runtime: Runtime, kind: type["Run"]) -> int:
             print(f"finished before: {reason}", flush=True)
         code = DONE
     else:
-        with _lease(setup.config, runtime) as lease:
+        with _lease(setup.config, kind.trained_parameters(setup), runtime) as lease:
             code = kind(setup, runtime, lease).run()
     processes.finish()  # not after an error: leaving the group may wait for ranks that are gone
     return code
 
 
 @contextmanager
-def _lease(config: LoopConfig, runtime: Runtime) -> Iterator[Lease | None]:
+def _lease(config: LoopConfig, trained: int, runtime: Runtime) -> Iterator[Lease | None]:
     """The run folder, held by rank 0 for all. Raises UserError on every rank if that is not possible."""
     with ExitStack() as stack:
         leases: list[Lease] = []
@@ -86,7 +86,7 @@ def _lease(config: LoopConfig, runtime: Runtime) -> Iterator[Lease | None]:
             stale = config.resume.stale_lock_seconds
             leases.append(stack.enter_context(Lease.take(config.run_dir, processes.job_id(), stale_seconds=stale)))
             clean(Path(config.run_dir) / CHECKPOINTS)
-            check_space(config)
+            check_space(config, trained)
 
         runtime.on_main(take)
         yield leases[0] if leases else None
@@ -97,6 +97,7 @@ class Run:
 
     setup: Setup
     config: LoopConfig
+    engine: Engine
 
     def __init__(self, setup: Setup, runtime: Runtime, lease: Lease | None) -> None:
         self.runtime, self.lease = runtime, lease
@@ -127,8 +128,17 @@ class Run:
         return (f"{setup.config.run_dir} is at step {step} of training.steps = {setup.config.training.steps}; "
                 "raise training.steps to go on")  # fmt: skip
 
+    @classmethod
+    def trained_parameters(cls, setup: Setup) -> int:
+        """Elements of what a checkpoint holds."""
+        return parameter_count(setup.config.model)
+
     def build_engine(self) -> Engine:
         raise NotImplementedError
+
+    @property
+    def has_dropout(self) -> bool:
+        return self.config.model.dropout > 0
 
     def evaluate(self, done: int) -> Verdict:
         """Measure the model after `done` steps."""
@@ -199,7 +209,7 @@ class Run:
 
     def _seed_dropout(self, step: int, micro_step: int) -> None:
         """So that resumed = uninterrupted without saving generators: alike on all TP ranks, other on each DP rank."""
-        if self.config.model.dropout:
+        if self.has_dropout:
             key = f"{self.config.seed}/{step}/{micro_step}/{self.mesh.dp_rank}"
             torch.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1)
 
@@ -269,5 +279,9 @@ class Run:
         stopped = done < self.config.training.steps and bool(self.stopper.reason)
         if self.runtime.is_main:
             goodbye = f"stopped by {self.stopper.reason} at step {done}, saved; the same command goes on from here"
-            print(goodbye if stopped else f"finished: step {done}, {self.run_dir}", flush=True)
+            print(goodbye if stopped else self.goodbye(done), flush=True)
         return STOPPED if stopped else DONE
+
+    def goodbye(self, done: int) -> str:
+        """Said at the end of a run; on rank 0."""
+        return f"finished: step {done}, {self.run_dir}"

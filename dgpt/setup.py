@@ -17,7 +17,6 @@ from dgpt.data.loader import Loader, Position
 from dgpt.data.shards import TokenData, open_split, read_index
 from dgpt.data.tokenizer import Tokenizer, load_tokenizer
 from dgpt.errors import UserError
-from dgpt.model.flops import parameter_count
 from dgpt.parallel.engine import check_engine
 from dgpt.parallel.mesh import ParallelDims
 from dgpt.runtime import Runtime, has_fast_bf16
@@ -114,9 +113,9 @@ def hash_of_data(folder: Path) -> str:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
-def check_space(config: LoopConfig) -> None:
-    """Raises UserError if the disk has no room for one checkpoint."""
-    needed, free = CHECKPOINT_BYTES * parameter_count(config.model), shutil.disk_usage(config.run_dir).free
+def check_space(config: LoopConfig, parameters: int) -> None:
+    """Raises UserError if the disk has no room for one checkpoint of so many parameters."""
+    needed, free = CHECKPOINT_BYTES * parameters, shutil.disk_usage(config.run_dir).free
     if needed > free:
         raise UserError(
             f"run_dir = '{config.run_dir}' has {free:,} bytes free, a checkpoint takes {needed:,}",
