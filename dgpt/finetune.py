@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dgpt import lora
 from dgpt import runtime as processes
@@ -13,6 +15,7 @@ from dgpt.checkpoint.files import step_folder
 from dgpt.config import FinetuneConfig
 from dgpt.finetune_setup import FinetuneSetup, check
 from dgpt.finetuned import new_model
+from dgpt.generate import choose
 from dgpt.lease import Lease
 from dgpt.model.flops import flops_per_token, parameter_count
 from dgpt.parallel.engine import prepare_blocks
@@ -108,10 +111,16 @@ class Finetuning(Run):
         shares = self.runtime.gather(mine)
         answers = [shares[i % len(shares)][i // len(shares)] for i in range(len(held_out.queries))]
 
-        def scores() -> Scores:
-            return task.scores(held_out.golds, answers) if answers else {}
+        if self.runtime.is_main and answers and (picture := task.picture(held_out.golds, answers)) is not None:
+            self._show(picture, done)
+        return self.runtime.on_main(lambda: task.scores(held_out.golds, answers) if answers else {})
 
-        return self.runtime.on_main(scores)
+    def _show(self, picture: NDArray[np.uint8], done: int) -> None:
+        """In TensorBoard, and the newest one as run_dir/confusion_matrix.png."""
+        from matplotlib.image import imsave
+
+        self.monitor.log_image("confusion_matrix", picture, done)
+        imsave(self.run_dir / "confusion_matrix.png", picture)
 
     def settled(self) -> None:
         """Name the best checkpoint as soon as it is there."""
@@ -126,6 +135,13 @@ class Finetuning(Run):
         self.checkpointer.wait()
         self.settled()  # before the next save may prune
         super().save(done, loss)
+
+    def run(self) -> int:
+        """Also writes the updates of LoRA to run_dir/adapter, as `peft` reads them: of the best checkpoint."""
+        code = super().run()
+        if self.adapted is not None and self.runtime.is_main:
+            lora.write_adapter(choose(self.run_dir), self.engine.model, self.config, self.run_dir / lora.FOLDER)
+        return code
 
     def goodbye(self, done: int) -> str:
         early = done < self.config.training.steps

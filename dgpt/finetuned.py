@@ -1,6 +1,5 @@
 """A model that was trained here, whole and in one process: pretrained or fine-tuned, LoRA merged into its base."""
 
-from dataclasses import dataclass
 from hashlib import sha256
 
 import torch
@@ -14,25 +13,26 @@ from dgpt.checkpoint.load import load, load_weights
 from dgpt.config import FinetuneConfig, ModelConfig
 from dgpt.data.tokenizer import Tokenizer
 from dgpt.errors import UserError
+from dgpt.generate import choose, tokenizer_of
 from dgpt.model.gpt import GPT, Attend, Head
 from dgpt.model.heads import HeadedGPT
 from dgpt.model.init import initial_weight
-from dgpt.storage import place
+from dgpt.storage import Place, place
 from dgpt.tasks.base import Task
+from dgpt.tasks.evaluate import Finetuned
 from dgpt.tasks.registry import task_of
 
 
-@dataclass(frozen=True)
-class Finetuned:
-    """A fine-tuned model, ready to answer."""
-
-    model: GPT  # with the head of its task
-    tokenizer: Tokenizer
-    config: FinetuneConfig
-
-    @property
-    def task(self) -> Task:
-        return task_of(self.config, self.tokenizer)
+def load_finetuned(path: str | Place) -> Finetuned:
+    """A fine-tuned model in fp32, on the GPU if there is one. Raises UserError if `path` holds none."""
+    found = choose(path)
+    config = read_config(found)
+    if not isinstance(config, FinetuneConfig):
+        raise UserError(f"{found.folder} is a pretrained model", rule="a fine-tuned model answers for its task",
+                        fix="fine-tune it with `dgpt finetune`, or write with `dgpt generate`")  # fmt: skip
+    tokenizer = tokenizer_of(found)
+    model = whole_model(found, tokenizer, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return Finetuned(model.eval(), tokenizer, config)
 
 
 def whole_model(found: Found, tokenizer: Tokenizer, device: torch.device) -> GPT:

@@ -44,7 +44,6 @@ def peft_config(model: GPT, config: FinetuneConfig) -> Any:
         r=config.lora.rank, lora_alpha=config.lora.alpha, lora_dropout=config.lora.dropout,
         target_modules=rf"blocks\.\d+\.({layers})",
         modules_to_save=["task_head"] if isinstance(model, HeadedGPT) else None,
-        base_model_name_or_path=config.base,
     )  # fmt: skip
 
 
@@ -60,8 +59,18 @@ def fragments(adapted: Any) -> list[Fragment]:
 
 def merge(adapted: Any) -> GPT:
     """The model with the updates added to its weights, and no other trace of them."""
-    merged: GPT = adapted.merge_and_unload()
-    return merged.requires_grad_(True)
+    from peft.tuners.lora import LoraLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    model: GPT = adapted.base_model.model
+    for name, module in list(model.named_modules()):
+        owner, _, leaf = name.rpartition(".")
+        if isinstance(module, LoraLayer):
+            module.merge()
+            setattr(model.get_submodule(owner), leaf, module.get_base_layer())
+        elif isinstance(module, ModulesToSaveWrapper):
+            setattr(model.get_submodule(owner), leaf, module.modules_to_save["default"])
+    return model.requires_grad_(True)
 
 
 def write_adapter(found: Found, model: GPT, config: FinetuneConfig, folder: Path) -> None:
@@ -71,7 +80,9 @@ def write_adapter(found: Found, model: GPT, config: FinetuneConfig, folder: Path
     folder.mkdir(exist_ok=True)
     tensors = {_short(entry.name): read_tensor(found, number, "weight", lambda _: None)
                for number, entry in enumerate(found.manifest.tensors)}  # fmt: skip
-    peft_config(model, config).save_pretrained(str(folder))
+    settings = peft_config(model, config)
+    settings.base_model_name_or_path, settings.inference_mode = config.base, True
+    settings.save_pretrained(str(folder))
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 

@@ -75,6 +75,10 @@ class Task(ABC):
     def scores(self, golds: Sequence[Any], answers: Sequence[Answer]) -> Scores:
         """What the answers are worth, by the names of `TaskConfig.metrics`; without the loss."""
 
+    def picture(self, golds: Sequence[Any], answers: Sequence[Answer]) -> NDArray[np.uint8] | None:
+        """What can be seen of the answers, RGB (height, width, 3), if there is such a thing."""
+        return None
+
     def too_long(self, row: Row, length: int) -> bool:
         """Whether to leave the example out; else it is to be cut. Raises UserError if that is not allowed."""
         if self.config.data.over_long == "refuse":

@@ -17,6 +17,7 @@ from dgpt.data.tokenizer import Tokenizer
 from dgpt.model.gpt import GPT
 from dgpt.model.heads import Classifier
 from dgpt.tasks.base import Answer, Example, Ids, Inputs, Scores, Task, in_batches
+from dgpt.tasks.pictures import confusion_matrix
 from dgpt.tasks.rows import Row
 
 
@@ -57,7 +58,9 @@ class Classification(Task):
         return *self._inputs([e.ids for e in examples]), labels
 
     def query(self, row: Row) -> Ids:
-        return self._ids(row)[: self.max_tokens]
+        ids = self._ids(row)
+        self.cut += len(ids) > self.max_tokens
+        return ids[: self.max_tokens]
 
     def gold(self, row: Row) -> tuple[int, ...]:
         """Numbers of the classes. Raises UserError for one that is not known."""
@@ -85,6 +88,12 @@ class Classification(Task):
         every = range(len(self.labels))
         macro = f1_score(truth, predicted, labels=None if truth.ndim > 1 else every, average="macro", zero_division=0)
         return {"accuracy": float(accuracy_score(truth, predicted)), "macro_f1": float(macro)}
+
+    def picture(self, golds: Sequence[tuple[int, ...]], answers: Sequence[Answer]) -> NDArray[np.uint8] | None:
+        """The confusion matrix; none with multi_label."""
+        if self.settings.multi_label:
+            return None
+        return confusion_matrix(*self.table(golds, answers), self.settings.labels)
 
     def table(self, golds: Sequence[tuple[int, ...]], answers: Sequence[Answer]) -> tuple[NDArray[Any], NDArray[Any]]:
         """True and predicted class numbers, (N,); with multi_label as tables of 0 and 1, (N, L)."""

@@ -5,6 +5,7 @@ B batch, T tokens of the longest sample
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,9 +64,11 @@ class Generation(Task):
     def query(self, row: Row) -> list[int]:
         """The prompt, cut at its beginning so that the answer fits behind it."""
         ids = chat.encode(self._question(row), self.tokenizer)[0] or [self.tokenizer.eod_id]
-        return ids[-max(1, self.config.model.seq_len - self.settings.max_new_tokens) :]
+        room = max(1, self.config.model.seq_len - self.settings.max_new_tokens)
+        self.cut += len(ids) > room
+        return ids[-room:]
 
-    def gold(self, row: Row) -> str:
+    def gold(self, row: Row) -> Any:
         if not row.has(self.fields.messages):
             return row.text(self.fields.completion, "completion").strip()
         return str(self._messages(row)[-1]["content"]).strip()
@@ -77,7 +80,7 @@ class Generation(Task):
                                stop_ids=(self.tokenizer.eod_id,), batch_size=batch_size):  # fmt: skip
             yield {"completion": self.tokenizer.decode(sample.tokens)}
 
-    def scores(self, golds: Sequence[str], answers: Sequence[Answer]) -> Scores:
+    def scores(self, golds: Sequence[Any], answers: Sequence[Answer]) -> Scores:
         from rouge_score.rouge_scorer import RougeScorer
 
         scorer = RougeScorer(["rougeL"], use_stemmer=True)

@@ -8,15 +8,23 @@ from dgpt.data.tokenizer import Tokenizer
 from dgpt.errors import UserError
 from dgpt.tasks.base import Task
 from dgpt.tasks.classification import Classification, names_of
+from dgpt.tasks.extractive_qa import ExtractiveQa
 from dgpt.tasks.generation import Generation
+from dgpt.tasks.generative_qa import GenerativeQa
 from dgpt.tasks.rows import Row
 
 
 def task_of(config: FinetuneConfig, tokenizer: Tokenizer, class_weights: Sequence[float] = ()) -> Task:
     """`config` with model and task.labels filled in."""
-    if config.task.kind == "classification":
-        return Classification(config, tokenizer, class_weights)
-    return Generation(config, tokenizer)
+    match config.task.kind:
+        case "classification":
+            return Classification(config, tokenizer, class_weights)
+        case "extractive_qa":
+            return ExtractiveQa(config, tokenizer)
+        case "generative_qa":
+            return GenerativeQa(config, tokenizer)
+        case "generation":
+            return Generation(config, tokenizer)
 
 
 def find_labels(config: FinetuneConfig, rows: Sequence[Row]) -> tuple[str, ...]:

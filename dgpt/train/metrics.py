@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dgpt.config import LoopConfig
 from dgpt.train.board import BoardWriter
@@ -111,6 +113,11 @@ class Monitor:
         """Show `text` as it is in a TensorBoard text panel, e.g. the config or a sample."""
         if self._board:
             self._board.add_text(tag, text, step)
+
+    def log_image(self, tag: str, image: NDArray[np.uint8], step: int) -> None:
+        """Show an RGB picture (height, width, 3) in TensorBoard."""
+        if self._board:
+            self._board.add_image(tag, image, step)
 
     def close(self) -> None:
         """Write out what is buffered. The console stays open; who made it closes it."""

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2] / "dgpt"
 ENTRYPOINTS = {"cli", "verbs", "pretrain", "setup", "resume", "changes", "preview", "generate",
                "export", "checkpoint_verbs", "submit", "slurm_verbs", "run", "finetune",
-               "finetuned", "finetune_setup", "finetune_verbs", "lora"}  # fmt: skip
+               "finetuned", "finetune_setup", "finetune_verbs", "lora", "predict"}  # fmt: skip
 ALLOWED = {
     "errors": set(),
     "fragments": set(),
