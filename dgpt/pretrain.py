@@ -22,10 +22,11 @@ from dgpt.data.tokenizer import save_tokenizer
 from dgpt.errors import TrainingError
 from dgpt.lease import Lease
 from dgpt.model.flops import flops_per_token, parameter_count, peak_flops
-from dgpt.outcome import DONE, STOPPED
+from dgpt.outcome import DONE, LAST_SECONDS, STOPPED
 from dgpt.parallel.engine import Engine, build_engine
 from dgpt.parallel.mesh import Mesh
 from dgpt.preview import preview
+from dgpt.pulse import Pulse
 from dgpt.resume import describe, newest_step, resume
 from dgpt.runtime import Runtime
 from dgpt.setup import Setup, check, check_alike, check_space
@@ -54,7 +55,7 @@ def pretrain(config: RunConfig) -> int:
     runtime = processes.identify()
     setup = check(config, runtime)
     torch.set_float32_matmul_precision(config.precision.float32_matmul)
-    processes.join(runtime, config.parallel.timeout_seconds)
+    processes.join(runtime, config.parallel.first_step_timeout_seconds)
     check_alike(setup, runtime)
     step = newest_step(setup, runtime)
     if step >= config.training.steps:
@@ -94,8 +95,10 @@ class Pretraining:
 
     def __init__(self, setup: Setup, runtime: Runtime, lease: Lease | None) -> None:
         self.setup, self.runtime, self.config, self.lease = setup, runtime, setup.config, lease
-        self.mesh = Mesh(setup.dims, runtime.rank, self.config.parallel.timeout_seconds)
         self.run_dir = Path(self.config.run_dir)
+        attempt = self._attempt()
+        self.pulse = Pulse(self.config, runtime, attempt)
+        self.mesh = Mesh(setup.dims, runtime.rank, self.config.parallel.first_step_timeout_seconds)
         self.engine: Engine = build_engine(self.config, setup.plan, self.mesh, runtime.device, setup.dtype)
         if runtime.is_main:
             self._fill_run_dir()
@@ -103,8 +106,8 @@ class Pretraining:
             self.run_dir, runtime.rank,
             MeshEntry(world_size=runtime.world_size, dp_size=self.mesh.dp_size, tp=self.mesh.tp_size,
                       zero_stage=self.config.parallel.zero_stage),
-            self._attempt(), keep_last=self.config.checkpoint.keep_last, keep_every=self.config.checkpoint.keep_every,
-            writer=lease,
+            attempt, keep_last=self.config.checkpoint.keep_last, keep_every=self.config.checkpoint.keep_every,
+            writer=lease, alive=self.pulse.alive,
         )  # fmt: skip
         self.resumed = resume(setup, self.engine, runtime)
         self.start_step = self.resumed.step if self.resumed else 0
@@ -123,7 +126,7 @@ class Pretraining:
 
     def run(self) -> int:
         total, is_main = self.config.training.steps, self.runtime.is_main
-        timings = Timings()
+        timings = Timings(self.pulse.enter, self.runtime.device)
         stopper = Stopper(
             self.run_dir, is_main=is_main, world_size=self.runtime.world_size, device=self.runtime.device,
             taken_over=lambda: self.lease is not None and self.lease.lost,
@@ -136,12 +139,28 @@ class Pretraining:
                 profiler = Profiler(
                     self.config.logging.profile_steps, self.run_dir, rank=self.runtime.rank, device=self.runtime.device
                 )
-                try:
+                self.pulse.begin()
+                with self._last_save():
                     done = train(self.config, self.engine, self._work(), self.monitor, stopper, profiler, timings,
                                  self.start_step)  # fmt: skip
-                finally:
-                    self.checkpointer.wait()
-        return self._say_goodbye(done, stopper.reason)
+        code = self._say_goodbye(done, stopper.reason)
+        self.pulse.end()
+        return code
+
+    @contextmanager
+    def _last_save(self) -> Iterator[None]:
+        """A save that runs at the end may take as long as it needs; after a failure that is not of all ranks together,
+        when a peer may be gone, it has some seconds, and so has all else."""
+        try:
+            yield
+        except (TrainingError, KeyboardInterrupt):
+            self.checkpointer.wait()
+            raise
+        except Exception:
+            processes.end_within(LAST_SECONDS)
+            self.checkpointer.wait(LAST_SECONDS / 2)
+            raise
+        self.checkpointer.wait()
 
     def _work(self) -> Work:
         return Work(
@@ -153,8 +172,21 @@ class Pretraining:
             evaluate=self._evaluate,
             sample=self._sample,
             save=self._save,
-            poll=self.checkpointer.poll,
+            poll=self._after_step,
+            share=self._share,
         )
+
+    def _after_step(self) -> None:
+        self.checkpointer.poll()
+        self.pulse.stepped()
+
+    def _share(self, x: float) -> list[float]:
+        """Every rank's number, by one sum."""
+        numbers = torch.zeros(self.runtime.world_size, device=self.runtime.device)
+        numbers[self.runtime.rank] = x
+        if self.mesh.distributed:
+            dist.all_reduce(numbers)
+        return numbers.tolist()
 
     def _to_device(self, batch: Batch) -> Batch:
         return batch.to(self.runtime.device)
@@ -192,6 +224,7 @@ class Pretraining:
         sums = torch.zeros(2, dtype=torch.float64, device=self.runtime.device)  # of loss x rows, of rows
         with torch.no_grad():
             for batch in map(self._to_device, self.validation):
+                self.pulse.enter(done, "evaluate")
                 loss = self.engine(batch.tokens, batch.targets, batch.documents)
                 sums += torch.stack((loss.double() * batch.valid, torch.full_like(sums[0], batch.valid)))
         self.engine.model.train()
@@ -199,7 +232,7 @@ class Pretraining:
         self.monitor.log_eval(done, loss_sum / rows)
 
     def _sample(self, done: int) -> None:
-        text = preview(self.engine, self.setup.tokenizer, self.config, self.runtime.device)
+        text = preview(self.engine, self.setup.tokenizer, self.config, self.runtime.device, self.pulse.alive)
         self.monitor.log_text("sample", text, done)
 
     def _save(self, done: int, loss: float) -> None:
@@ -223,7 +256,7 @@ class Pretraining:
             config, run_dir=self.run_dir, is_main=self.runtime.is_main, start_step=self.start_step,
             tokens_per_step=config.training.global_batch_size * config.model.seq_len,
             flops_per_token=flops_per_token(config.model), world_size=self.runtime.world_size, device=device,
-            console=self.console, peak_flops=peak_flops(name, kind),  # type: ignore[arg-type]
+            console=self.console, nodes=self.runtime.gather(processes.node()), peak_flops=peak_flops(name, kind),  # type: ignore[arg-type]
         )  # fmt: skip
 
     def _say_hello(self) -> None:

@@ -55,6 +55,7 @@ class RunConfig(Section):
             _sequence_divides,
             _micro_divides_global,
             _lock_before_timeout,
+            _hang_before_timeout,
         )
         if problems := [problem for rule in rules for problem in rule(self)]:
             raise ValueError("\n".join(problems))
@@ -94,6 +95,14 @@ def _micro_divides_global(c: RunConfig) -> Iterator[str]:
 
 
 def _lock_before_timeout(c: RunConfig) -> Iterator[str]:
-    if c.resume.stale_lock_seconds >= c.parallel.timeout_seconds:
-        yield (f"resume.stale_lock_seconds = {c.resume.stale_lock_seconds} must be below parallel.timeout_seconds = "
-               f"{c.parallel.timeout_seconds}: the other ranks wait for the one that waits for the lock")  # fmt: skip
+    if c.resume.stale_lock_seconds >= c.parallel.first_step_timeout_seconds:
+        yield (f"resume.stale_lock_seconds = {c.resume.stale_lock_seconds} must be below "
+               f"parallel.first_step_timeout_seconds = {c.parallel.first_step_timeout_seconds}: "
+               "the other ranks wait for the one that waits for the lock")  # fmt: skip
+
+
+def _hang_before_timeout(c: RunConfig) -> Iterator[str]:
+    if c.parallel.hang_seconds >= c.parallel.timeout_seconds:
+        yield (f"parallel.hang_seconds = {c.parallel.hang_seconds} must be below parallel.timeout_seconds = "
+               f"{c.parallel.timeout_seconds}, or the ranks end before anybody can say which one hangs; "
+               f"for example parallel.hang_seconds={c.parallel.timeout_seconds * 3 // 4}")  # fmt: skip

@@ -129,8 +129,12 @@ class ParallelConfig(Section):
     """ZeRO++: reduce gradients in 4 bit (ZeRO 3)."""
     zero_extra: dict[str, Any] = Field(default={})
     """More keys for DeepSpeed's zero_optimization; a key that dgpt derives itself is refused."""
-    timeout_seconds: Positive = 600
-    """A collective that takes longer ends the job."""
+    first_step_timeout_seconds: Positive = 600
+    """Until the first step is done, a collective that takes longer ends the job."""
+    timeout_seconds: Positive = 120
+    """After the first step, a collective that takes longer ends the job; two steps may always take as long."""
+    hang_seconds: NotNegative = 90
+    """When ranks do not move for so long, the agents name who keeps the others waiting, and restart; 0 never."""
 
 
 class ActivationCheckpointingConfig(Section):

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2] / "dgpt"
-ENTRYPOINTS = {"cli", "verbs", "pretrain", "setup", "resume", "changes", "preview", "generate",
+ENTRYPOINTS = {"cli", "verbs", "pretrain", "setup", "resume", "changes", "preview", "generate", "pulse",
                "export", "checkpoint_verbs", "submit", "slurm_verbs"}  # fmt: skip
 ALLOWED = {
     "errors": set(),
     "fragments": set(),
     "config": {"errors"},
-    "runtime": {"errors"},
+    "watch": set(),
+    "runtime": {"errors", "watch"},
     "lease": {"errors"},
     "storage": {"errors"},
     "tables": set(),
@@ -21,12 +22,12 @@ ALLOWED = {
     "data": {"config", "errors", "storage"},
     "parallel": {"config", "errors", "fragments", "model", "runtime", "train"},
     "checkpoint": {"config", "errors", "fragments", "model", "runtime", "storage"},
-    "train": {"config", "errors", "model"},
+    "train": {"config", "errors", "model", "watch"},
     "launch": {"errors", "runtime", "scripts"},
     "scripts": set(),
-    "slurm": {"config", "errors", "lease", "outcome", "scripts"},
-    "agent": {"outcome", "runtime"},
-    "outcome": {"errors", "runtime"},
+    "slurm": {"config", "errors", "lease", "outcome", "scripts", "watch"},
+    "agent": {"outcome", "runtime", "watch"},
+    "outcome": {"errors", "runtime", "watch"},
 }
 FILES = sorted(ROOT.rglob("*.py"))
 
