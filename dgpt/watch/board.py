@@ -67,9 +67,12 @@ class Board:
         return [rank for node in found.values() for rank in _ranks(node)]
 
     def leave(self) -> None:
-        """The ranks of this node have ended."""
+        """The ranks of this node have ended. A word of a hang stays for the other agents, until the next start."""
         with suppress(OSError):
             self._own.unlink(missing_ok=True)
+            if self._word is None:
+                (self._folder / WORD).unlink(missing_ok=True)
+            self._folder.rmdir()  # if it is empty
 
     def announce(self, hang: Hang | None) -> None:
         """Raises OSError. The file is there from the beginning: a file server may remember for long that one is not."""

@@ -71,15 +71,19 @@ def _missing(awake: Sequence[Seen], ranks: Sequence[Seen], world_size: int) -> l
 def _describe(missing: Sequence[Seen], awake: Sequence[Seen]) -> Hang:
     known = [rank for rank in missing if rank.node] or list(awake)
     first, since = known[0], min(rank.still for rank in known)
-    waiting = len(awake) - len([rank for rank in missing if rank.node])
     if not missing:
         text = f"dgpt: hang: all {len(awake)} ranks have stood in {_place(first)} for {since:.0f} s"
         return Hang(f"{text}; their stacks are in the logs", first.node, (), since)
     who = ", ".join(_of_node(node, list(group)) for node, group in groupby(missing, lambda rank: rank.node))
     where = f"stood in {_place(first)} for {since:.0f} s" if missing[0].node else f"been missing for {since:.0f} s"
     why = f": {STATES[missing[0].state]}" if missing[0].state in STATES else ""
-    text = f"dgpt: hang: {who} {'has' if len(missing) == 1 else 'have'} {where}{why}; {waiting} ranks wait for it"
+    text = f"dgpt: hang: {who} {'has' if len(missing) == 1 else 'have'} {where}{why}; {_waiting(awake, missing)}"
     return Hang(text, first.node, tuple(rank.rank for rank in missing), since)
+
+
+def _waiting(awake: Sequence[Seen], missing: Sequence[Seen]) -> str:
+    count = len(awake) - sum(rank in awake for rank in missing)
+    return f"{count} rank{'s' * (count != 1)} wait{'s' * (count == 1)} for {'it' if len(missing) == 1 else 'them'}"
 
 
 def _place(rank: Seen) -> str:
