@@ -21,9 +21,14 @@ from torch.distributed.elastic.rendezvous import RendezvousError
 
 from dgpt import outcome, runtime
 from dgpt.outcome import Verdict
+from dgpt.watch import remains
+from dgpt.watch.agent import Watch
+from dgpt.watch.hang import Hang
+from dgpt.watch.runtime import mark_as_agent
 
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 PATIENCE = 3  # interrupts (Ctrl-C) until the agent itself ends
+SHOWN_STACKS = 2
 
 
 class Relay:
@@ -44,21 +49,34 @@ class Relay:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the workers of this node to their end; the exit code that they agree on."""
-    relay = Relay()
-    runtime.mark_as_agent()
+    """Run the workers of this node to their end; the exit code that they agree on. Leaves nothing of them behind."""
+    relay, began = Relay(), time.time()
+    runtime.prepare_agent()
+    try:
+        return _end(_run(arguments, relay))
+    finally:
+        remains.end_children()
+        remains.remove_shared_memory(began)
+
+
+def _run(arguments: Sequence[str], relay: Relay) -> Verdict:
     for quiet in ("elastic.multiprocessing.api", "elastic.agent.server.api", "run"):
         logging.getLogger(f"torch.distributed.{quiet}").setLevel(logging.CRITICAL)  # conclude says it better
     with tempfile.TemporaryDirectory(prefix="dgpt-agent-") as folder:
+        heartbeats, logs = Path(folder) / "heartbeats", Path(folder) / "logs"
+        mark_as_agent(heartbeats)
         failures: Mapping[int, ProcessFailure] = {}
-        try:
-            torchrun.run(torchrun.parse_args(["--log-dir", folder, *arguments]))  # type: ignore[no-untyped-call]
-        except ChildFailedError as error:
-            failures = error.failures
-        except RendezvousError as error:
-            text = f"dgpt: {runtime.node()}: the nodes did not find each other: {error} ({error.__cause__})"
-            return _end(Verdict(runtime.node(), outcome.FAILED, text, time.time(), final=False))
-        return _end(judge(failures, outcome.read_reports(Path(folder)), relay.received))
+        with Watch(heartbeats, runtime.node()) as watch:
+            try:
+                torchrun.run(torchrun.parse_args(["--log-dir", str(logs), *arguments]))  # type: ignore[no-untyped-call]
+            except ChildFailedError as error:
+                failures = error.failures
+            except RendezvousError as error:
+                text = f"dgpt: {runtime.node()}: the nodes did not find each other: {error} ({error.__cause__})"
+                return Verdict(runtime.node(), outcome.FAILED, text, time.time(), final=False)
+        if watch.hang and failures:
+            return hung(watch.hang, watch.since, watch.own_stacks)
+        return judge(failures, outcome.read_reports(logs), relay.received)
 
 
 def _end(verdict: Verdict) -> int:
@@ -74,6 +92,12 @@ def _end(verdict: Verdict) -> int:
         return verdict.exit_code
     verdict.write(path)
     return outcome.DONE if verdict.exit_code == outcome.STOPPED else verdict.exit_code
+
+
+def hung(hang: Hang, since: float, stacks: Mapping[int, str]) -> Verdict:
+    """Alike from all agents, but that the one of the missing ranks has their stacks, and says it first."""
+    own = [stacks[rank] for rank in hang.ranks if rank in stacks][:SHOWN_STACKS]
+    return Verdict(hang.node, outcome.FAILED, "\n".join((*own, hang.text)), since + 0.01 * (not own), final=False)
 
 
 def judge(failures: Mapping[int, ProcessFailure], reports: Mapping[int, outcome.Report], signals: list[int]) -> Verdict:
@@ -126,4 +150,4 @@ def _describe(rank: int, failures: Mapping[int, ProcessFailure], reports: Mappin
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    outcome.leave(main(sys.argv[1:]))

@@ -1,6 +1,6 @@
 """`dgpt finetune`: a trained model and the examples of a task become a model for that task."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -21,10 +21,11 @@ from dgpt.model.flops import flops_per_token, parameter_count
 from dgpt.parallel.engine import prepare_blocks
 from dgpt.parallel.engine_accelerate import AccelerateEngine
 from dgpt.resume import describe
-from dgpt.run import Run, start
+from dgpt.run import Run
 from dgpt.runtime import Runtime
 from dgpt.setup import Setup
-from dgpt.tasks.base import Scores
+from dgpt.start import start
+from dgpt.tasks.base import Answer, Scores
 from dgpt.tasks.loader import held_out_batches
 from dgpt.train.best import Best, measured
 from dgpt.train.loop import GO_ON, Verdict
@@ -92,7 +93,7 @@ class Finetuning(Run):
             self.console.print("no held-out examples: nothing is measured, and the newest checkpoint is the best")
             return GO_ON
         batches = held_out_batches(self.setup.task, held_out.samples, rows, self.mesh.dp_rank, self.mesh.dp_size)
-        results = {"loss": self.mean_loss(batches)}
+        results = {"loss": self.mean_loss(done, batches)}
         if self.config.task.is_language_model:
             results["perplexity"] = perplexity(results["loss"])
         results |= self._scores(done)
@@ -105,8 +106,8 @@ class Finetuning(Run):
         task, held_out, model = self.setup.task, self.setup.held_out, self.engine.model
         model.eval()
         with torch.no_grad(), self.engine.accelerator.autocast():
-            mine = list(task.answers(model, held_out.queries[self.mesh.dp_rank :: self.mesh.dp_size],
-                                     self.setup.plan.micro_batch_size))  # fmt: skip
+            queries = held_out.queries[self.mesh.dp_rank :: self.mesh.dp_size]
+            mine = list(self._heard(task.answers(model, queries, self.setup.plan.micro_batch_size)))
         model.train()
         shares = self.runtime.gather(mine)
         answers = [shares[i % len(shares)][i // len(shares)] for i in range(len(held_out.queries))]
@@ -114,6 +115,12 @@ class Finetuning(Run):
         if self.runtime.is_main and answers and (picture := task.picture(held_out.golds, answers)) is not None:
             self._show(picture, done)
         return self.runtime.on_main(lambda: task.scores(held_out.golds, answers) if answers else {})
+
+    def _heard(self, answers: Iterable[Answer]) -> Iterator[Answer]:
+        """The same, with a sign of life at each: some take longer than others."""
+        for answer in answers:
+            self.pulse.alive()
+            yield answer
 
     def _show(self, picture: NDArray[np.uint8], done: int) -> None:
         """In TensorBoard, and the newest one as run_dir/confusion_matrix.png."""

@@ -7,19 +7,23 @@ that torchrun names for it, and dgpt.agent, which runs torchrun, turns the repor
 import json
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from dgpt.errors import TrainingError, UserError
+from dgpt.watch.runtime import launched
 
 DONE = 0
 FAILED = 1
 MISTAKE = 2  # of the user: the message says what to change
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: stopped after a save; start again to go on
 INTERRUPTED = 130  # Ctrl-C
+LAST_SECONDS = 10.0  # of a process whose work is done, whatever hangs
 READER_GONE = 141  # as a shell says it of a process that SIGPIPE ended: `dgpt checkpoint show RUN | head`
 
 
@@ -77,6 +81,25 @@ def guard(body: Callable[[], int]) -> int:
     except Exception as error:
         return _crash(error)
     return _end(code, "") if code == STOPPED else code
+
+
+def leave(code: int) -> NoReturn:
+    """End this process, which has nothing left to do.
+
+    A worker and its agent end at once: destructors of process groups and threads may wait for ranks that are gone.
+    Any other process ends as usual, or after LAST_SECONDS if a thread keeps it.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if launched():
+        os._exit(code)
+    threading.Thread(target=_cut, args=(code,), daemon=True).start()
+    sys.exit(code)
+
+
+def _cut(code: int) -> None:
+    time.sleep(LAST_SECONDS)
+    os._exit(code)
 
 
 def _end(code: int, message: str, *, final: bool = False) -> int:

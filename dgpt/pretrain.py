@@ -10,9 +10,10 @@ from dgpt.model.flops import flops_per_token, parameter_count
 from dgpt.parallel.engine import Engine, build_engine
 from dgpt.preview import preview
 from dgpt.resume import describe
-from dgpt.run import Run, start
+from dgpt.run import Run
 from dgpt.runtime import Runtime
 from dgpt.setup import PretrainSetup, check
+from dgpt.start import start
 from dgpt.train.loop import GO_ON, Verdict
 
 
@@ -44,13 +45,13 @@ class Pretraining(Run):
 
     def evaluate(self, done: int) -> Verdict:
         if len(self.validation):
-            self.monitor.log_eval(done, self.mean_loss(self.validation))
+            self.monitor.log_eval(done, self.mean_loss(done, self.validation))
         else:
             self.console.print(f"no validation: {self.validation.why_empty}")
         return GO_ON
 
     def sample(self, done: int) -> None:
-        text = preview(self.engine, self.setup.tokenizer, self.config, self.runtime.device)
+        text = preview(self.engine, self.setup.tokenizer, self.config, self.runtime.device, self.pulse.alive)
         self.monitor.log_text("sample", text, done)
 
     def flops_per_token(self) -> float:

@@ -1,5 +1,7 @@
 """A short text from the model while it trains, at any topology: every rank runs the same forward passes."""
 
+from collections.abc import Callable
+
 import torch
 
 from dgpt.config import RunConfig
@@ -9,14 +11,20 @@ from dgpt.parallel.engine import Engine
 TEMPERATURE = 0.8
 
 
-def preview(engine: Engine, tokenizer: Tokenizer, config: RunConfig, device: torch.device) -> str:
-    """logging.sample_tokens tokens after logging.sample_prompt. Without a cache, and padded so that tp divides T."""
+def preview(
+    engine: Engine, tokenizer: Tokenizer, config: RunConfig, device: torch.device, alive: Callable[[], None]
+) -> str:
+    """logging.sample_tokens tokens after logging.sample_prompt. Without a cache, and padded so that tp divides T.
+
+    alive: is called before each of them.
+    """
     tokens = tokenizer.encode(config.logging.sample_prompt) or [tokenizer.eod_id]
     generator = torch.Generator().manual_seed(config.seed)  # on the CPU: all ranks draw alike
     unit = 64 * config.parallel.tp
     engine.model.eval()
     with torch.no_grad():
         for _ in range(config.logging.sample_tokens):
+            alive()
             context = tokens[-config.model.seq_len :]
             length = min(config.model.seq_len, -(-len(context) // unit) * unit)
             padded = torch.tensor([context + [tokenizer.eod_id] * (length - len(context))], device=device)

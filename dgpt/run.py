@@ -4,8 +4,7 @@ import hashlib
 import math
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,8 +13,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dgpt import runtime as processes
-from dgpt.checkpoint.files import FOLDER as CHECKPOINTS
-from dgpt.checkpoint.files import clean
 from dgpt.checkpoint.format import MeshEntry, Meta
 from dgpt.checkpoint.save import Checkpointer
 from dgpt.config import LoopConfig, Section, to_toml
@@ -23,12 +20,13 @@ from dgpt.data.tokenizer import save_tokenizer
 from dgpt.errors import TrainingError
 from dgpt.lease import Lease
 from dgpt.model.flops import parameter_count, peak_flops
-from dgpt.outcome import DONE, STOPPED
+from dgpt.outcome import DONE, LAST_SECONDS, STOPPED
 from dgpt.parallel.engine import Engine
 from dgpt.parallel.mesh import Mesh
-from dgpt.resume import newest_step, resume
+from dgpt.pulse import Pulse
+from dgpt.resume import resume
 from dgpt.runtime import Runtime
-from dgpt.setup import Setup, check_alike, check_space
+from dgpt.setup import Setup
 from dgpt.train.console import Console
 from dgpt.train.loop import Losses, Verdict, Work, train
 from dgpt.train.metrics import Monitor
@@ -56,42 +54,6 @@ class HeldOutBatch(Protocol):
     def to(self, device: torch.device) -> "HeldOutBatch": ...
 
 
-def start(setup: Setup, runtime: Runtime, kind: type["Run"]) -> int:
-    """Join the other ranks and take the run to its end; returns the exit code: done, or stopped after a save.
-
-    Raises UserError on all ranks if the run folder cannot be had, and TrainingError when a loss is not finite.
-    """
-    torch.set_float32_matmul_precision(setup.config.precision.float32_matmul)
-    processes.join(runtime, setup.config.parallel.timeout_seconds)
-    check_alike(setup, runtime)
-    step = newest_step(setup, runtime)
-    if reason := runtime.on_main(partial(kind.finished_before, setup, step)):
-        if runtime.is_main:
-            print(f"finished before: {reason}", flush=True)
-        code = DONE
-    else:
-        with _lease(setup.config, kind.trained_parameters(setup), runtime) as lease:
-            code = kind(setup, runtime, lease).run()
-    processes.finish()  # not after an error: leaving the group may wait for ranks that are gone
-    return code
-
-
-@contextmanager
-def _lease(config: LoopConfig, trained: int, runtime: Runtime) -> Iterator[Lease | None]:
-    """The run folder, held by rank 0 for all. Raises UserError on every rank if that is not possible."""
-    with ExitStack() as stack:
-        leases: list[Lease] = []
-
-        def take() -> None:
-            stale = config.resume.stale_lock_seconds
-            leases.append(stack.enter_context(Lease.take(config.run_dir, processes.job_id(), stale_seconds=stale)))
-            clean(Path(config.run_dir) / CHECKPOINTS)
-            check_space(config, trained)
-
-        runtime.on_main(take)
-        yield leases[0] if leases else None
-
-
 class Run:
     """The components of a run on one rank, and what the loop asks of them."""
 
@@ -102,8 +64,10 @@ class Run:
     def __init__(self, setup: Setup, runtime: Runtime, lease: Lease | None) -> None:
         self.runtime, self.lease = runtime, lease
         self.setup, self.config = setup, setup.config
-        self.mesh = Mesh(setup.dims, runtime.rank, setup.config.parallel.timeout_seconds)
         self.run_dir = Path(setup.config.run_dir)
+        attempt = self._attempt()
+        self.pulse = Pulse(setup.config, runtime, attempt)
+        self.mesh = Mesh(setup.dims, runtime.rank, setup.config.parallel.first_step_timeout_seconds)
         self.engine = self.build_engine()
         if runtime.is_main:
             self._fill_run_dir()
@@ -111,8 +75,8 @@ class Run:
             self.run_dir, runtime.rank,
             MeshEntry(world_size=runtime.world_size, dp_size=self.mesh.dp_size, tp=self.mesh.tp_size,
                       zero_stage=setup.config.parallel.zero_stage),
-            self._attempt(), keep_last=setup.config.checkpoint.keep_last,
-            keep_every=setup.config.checkpoint.keep_every, writer=lease,
+            attempt, keep_last=setup.config.checkpoint.keep_last, keep_every=setup.config.checkpoint.keep_every,
+            writer=lease, alive=self.pulse.alive,
         )  # fmt: skip
         self.resumed = resume(setup, self.engine, runtime)
         self.start_step = self.resumed.step if self.resumed else 0
@@ -165,7 +129,7 @@ class Run:
 
     def run(self) -> int:
         total, is_main = self.config.training.steps, self.runtime.is_main
-        timings = Timings()
+        timings = Timings(self.pulse.enter, self.runtime.device)
         self.stopper = Stopper(
             self.run_dir, is_main=is_main, world_size=self.runtime.world_size, device=self.runtime.device,
             taken_over=lambda: self.lease is not None and self.lease.lost,
@@ -179,13 +143,31 @@ class Run:
                     self.config.logging.profile_steps, self.run_dir, rank=self.runtime.rank,
                     device=self.runtime.device,
                 )  # fmt: skip
-                try:
+                self.pulse.begin()
+                with self._last_save():
                     done = train(self.config, self.engine, self._work(), self.monitor, self.stopper, profiler,
                                  timings, self.start_step)  # fmt: skip
-                finally:
-                    self.checkpointer.wait()
-                    self.settled()
-        return self._say_goodbye(done)
+        code = self._say_goodbye(done)
+        self.pulse.end()
+        return code
+
+    @contextmanager
+    def _last_save(self) -> Iterator[None]:
+        """A save that runs at the end may take as long as it needs; after a failure that is not of all ranks together,
+        when a peer may be gone, it has some seconds, and so has all else."""
+        try:
+            yield
+        except (TrainingError, KeyboardInterrupt):
+            self.checkpointer.wait()
+            raise
+        except Exception:
+            processes.end_within(LAST_SECONDS)
+            self.checkpointer.wait(LAST_SECONDS / 2)
+            raise
+        else:
+            self.checkpointer.wait()
+        finally:
+            self.settled()
 
     def settled(self) -> None:
         """Called when a save may have ended, with `checkpointer.saved_step` as it is now."""
@@ -200,12 +182,22 @@ class Run:
             evaluate=self.evaluate,
             sample=self.sample,
             save=self.save,
-            poll=self._poll,
+            poll=self._after_step,
+            share=self._share,
         )
 
-    def _poll(self) -> None:
+    def _after_step(self) -> None:
         self.checkpointer.poll()
         self.settled()
+        self.pulse.stepped()
+
+    def _share(self, x: float) -> list[float]:
+        """Every rank's number, by one sum."""
+        numbers = torch.zeros(self.runtime.world_size, device=self.runtime.device)
+        numbers[self.runtime.rank] = x
+        if self.mesh.distributed:
+            dist.all_reduce(numbers)
+        return numbers.tolist()
 
     def _seed_dropout(self, step: int, micro_step: int) -> None:
         """So that resumed = uninterrupted without saving generators: alike on all TP ranks, other on each DP rank."""
@@ -232,12 +224,13 @@ class Run:
                       f"samples {step * size} to {(step + 1) * size - 1} is not")  # fmt: skip
         return TrainingError(NOT_FINITE.format(step=step + 1, places="\n  ".join(places or [everywhere])))
 
-    def mean_loss(self, batches: Iterable[HeldOutBatch]) -> float:
-        """Of held-out batches, over all ranks, each weighed by its `valid`."""
+    def mean_loss(self, done: int, batches: Iterable[HeldOutBatch]) -> float:
+        """Of held-out batches after `done` steps, over all ranks, each weighed by its `valid`."""
         self.engine.model.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.runtime.device)  # of loss x valid, of valid
         with torch.no_grad():
             for batch in batches:
+                self.pulse.enter(done, "evaluate")
                 loss = self.engine(*batch.to(self.runtime.device).inputs)
                 sums += torch.stack((loss.double() * batch.valid, torch.full_like(sums[0], batch.valid)))
         self.engine.model.train()
@@ -265,7 +258,7 @@ class Run:
             config, run_dir=self.run_dir, is_main=self.runtime.is_main, start_step=self.start_step,
             start_tokens=self.setup.loader.position(self.start_step).tokens, flops_per_token=self.flops_per_token(),
             world_size=self.runtime.world_size, device=device, console=self.console,
-            peak_flops=peak_flops(name, kind),  # type: ignore[arg-type]
+            nodes=self.runtime.gather(processes.node()), peak_flops=peak_flops(name, kind),  # type: ignore[arg-type]
         )  # fmt: skip
 
     def _toml(self) -> str:

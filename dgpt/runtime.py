@@ -1,10 +1,12 @@
 """This process among the others: rank, device, process group. The only reader of environment variables."""
 
 import ctypes
+import faulthandler
 import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,11 +16,14 @@ from typing import TypeVar
 import psutil  # type: ignore[import-untyped]
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d as c10d
 
 from dgpt.errors import UserError
+from dgpt.watch.runtime import AGENT_PID, launched
 
 T = TypeVar("T")
-AGENT_PID = "DGPT_AGENT_PID"  # set by dgpt.agent for its workers
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # <sys/prctl.h>
+LEAVING_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -100,12 +105,12 @@ def verdict_file() -> Path | None:
     return Path(path) if path else None
 
 
-def mark_as_agent() -> None:
-    """Let the workers that this process will start know their parent, and the interface to the other nodes.
+def prepare_agent() -> None:
+    """Tie the workers that this process will start to it, and tell gloo the interface to the other nodes.
 
     gloo would take the interface that the host name resolves to, which is the loopback on many systems.
     """
-    os.environ[AGENT_PID] = str(os.getpid())
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)  # what a killed worker has started comes to this process, which ends it
     if "SLURM_STEP_ID" in os.environ:
         kill_with_parent()  # Slurm's step daemon; nobody else would end an agent that has lost it
     for name, addresses in psutil.net_if_addrs().items():
@@ -146,10 +151,28 @@ def start(timeout_seconds: int) -> Runtime:
     return runtime
 
 
-def finish() -> None:
-    """Leave the process group."""
+def set_timeout(seconds: float) -> None:
+    """How long collectives may take from now on, in every group, also those that DeepSpeed has made.
+
+    torch has no public call for it; this one is in 2.11 to 2.13, for gloo and nccl.
+    """
     if dist.is_initialized():
-        dist.destroy_process_group()
+        for group in list(c10d._world.pg_map):
+            c10d._set_pg_timeout(timedelta(seconds=seconds), group)
+
+
+def finish() -> None:
+    """Leave the process group; in some seconds, as it may wait for ranks that are gone."""
+    if dist.is_initialized():
+        leaving = threading.Thread(target=dist.destroy_process_group, name="leaving", daemon=True)
+        leaving.start()
+        leaving.join(LEAVING_SECONDS)
+
+
+def end_within(seconds: float) -> None:
+    """Whatever hangs from now on, a worker ends with code 1, its stacks in its log. Python need not take part in it."""
+    if launched():
+        faulthandler.dump_traceback_later(seconds, exit=True, file=2)
 
 
 def die_with_parent() -> None:
@@ -162,9 +185,12 @@ def die_with_parent() -> None:
 
 def kill_with_parent() -> None:
     """On Linux, when the process that started this one ends from now on."""
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _prctl(option: int, value: int) -> None:
     if sys.platform == "linux":
-        pr_set_pdeathsig = 1  # <sys/prctl.h>
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(option, value)
 
 
 def keep_freed_memory() -> None:

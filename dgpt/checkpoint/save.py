@@ -1,8 +1,9 @@
 """Save without stalling: copy the state to host memory, go on training, write in the background."""
 
 import sys
+import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from re import fullmatch
 
@@ -17,6 +18,11 @@ from dgpt.fragments import Fragment
 from dgpt.storage import Place
 
 MAX_FAILURES = 3  # in a row
+SIGN_SECONDS = 0.5
+
+
+def _silent() -> None:
+    pass
 
 
 def _to_stderr(message: str) -> None:
@@ -30,6 +36,7 @@ class Checkpointer:
 
     attempt: names this start of the job, the same on all ranks and different at each start (letters, digits, dashes).
     report: hears, on the main thread, what went wrong.
+    alive: is called now and then while the main thread waits for a save.
     stall_seconds: a save in which no file grows for so long is given up.
     writer: on rank 0, the lease of the run folder: without it nothing is committed.
     """
@@ -44,6 +51,7 @@ class Checkpointer:
         keep_last: int = 3,
         keep_every: int = 0,
         report: Callable[[str], None] = _to_stderr,
+        alive: Callable[[], None] = _silent,
         stall_seconds: float = 300.0,
         writer: Writer | None = None,
     ) -> None:
@@ -54,7 +62,7 @@ class Checkpointer:
         self.in_use: Place | None = None  # the checkpoint from which this start continued: never pruned
         self._writer = writer
         self._rank, self._mesh, self._attempt, self._stall_seconds = rank, mesh, attempt, stall_seconds
-        self._keep_last, self._keep_every, self._report = keep_last, keep_every, report
+        self._keep_last, self._keep_every, self._report, self._alive = keep_last, keep_every, report, alive
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer")
         self._running: tuple[int, Future[Outcome]] | None = None
         self._buffer = torch.empty(0, dtype=torch.uint8)
@@ -84,8 +92,16 @@ class Checkpointer:
         if self._running and self._running[1].done():
             self._settle()
 
-    def wait(self) -> None:
-        """Return when no save is running: `saved_step` then tells what is on disk. Raises as `save`."""
+    def wait(self, seconds: float = float("inf")) -> None:
+        """Return when no save is running: `saved_step` then tells what is on disk. Raises as `save`.
+
+        After `seconds` it returns even so: when a peer is dead, its part may never come.
+        """
+        deadline = time.monotonic() + seconds
+        while self._running and not wait([self._running[1]], SIGN_SECONDS).done:
+            self._alive()
+            if time.monotonic() > deadline:
+                return
         self._settle()
         if self._failures >= MAX_FAILURES:
             fix = "free space or repair the disk, and start again: the run continues from its newest checkpoint"

@@ -1,7 +1,15 @@
-"""`python -m dgpt.cli`."""
-
-import sys
+"""`python -m dgpt.cli`, and the command `dgpt`."""
 
 from dgpt.cli import main
 
-sys.exit(main())
+
+def run() -> None:
+    """Run one verb as all that this process does."""
+    code = main()
+    from dgpt import outcome
+
+    outcome.leave(code)
+
+
+if __name__ == "__main__":
+    run()

@@ -5,7 +5,14 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dgpt.config.run import check_rules, lock_before_timeout, micro_divides_global, min_lr_below_lr, warmup_fits
+from dgpt.config.run import (
+    check_rules,
+    hang_before_timeout,
+    lock_before_timeout,
+    micro_divides_global,
+    min_lr_below_lr,
+    warmup_fits,
+)
 from dgpt.config.schema import (
     ActivationCheckpointingConfig,
     CheckpointConfig,
@@ -16,6 +23,7 @@ from dgpt.config.schema import (
     ResumeConfig,
     ScheduleConfig,
     TrainingConfig,
+    WaitingConfig,
 )
 from dgpt.config.section import Fraction, NotNegative, Positive, Section
 from dgpt.config.task import TaskConfig, TaskDataConfig
@@ -56,13 +64,11 @@ class FinetuneScheduleConfig(ScheduleConfig):
     """Learning rate at the last step."""
 
 
-class FinetuneParallelConfig(Section):
+class FinetuneParallelConfig(WaitingConfig):
     zero_stage: Literal[0, 1, 2, 3] = 0
     """0: each process has all (DDP); DeepSpeed shards what does not fit: 1 optimizer state, 2 gradients, 3 weights."""
     offload_optimizer: bool = False
     """Keep the optimizer state in host memory (ZeRO 1 to 3 on GPUs)."""
-    timeout_seconds: Positive = 600
-    """A collective that takes longer ends the job."""
 
 
 class FinetuneTrainingConfig(TrainingConfig):
@@ -121,7 +127,8 @@ class FinetuneConfig(Section):
 
     @model_validator(mode="after")
     def check_across_sections(self) -> Self:
-        check_rules(self, (min_lr_below_lr, _warmup_fits, micro_divides_global, lock_before_timeout, _metric_is_known))
+        check_rules(self, (min_lr_below_lr, _warmup_fits, micro_divides_global, lock_before_timeout,
+                           hang_before_timeout, _metric_is_known))  # fmt: skip
         return self
 
 

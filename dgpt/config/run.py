@@ -62,7 +62,11 @@ class Processes(Protocol):
     @property
     def zero_stage(self) -> int: ...
     @property
+    def first_step_timeout_seconds(self) -> int: ...
+    @property
     def timeout_seconds(self) -> int: ...
+    @property
+    def hang_seconds(self) -> int: ...
 
 
 C = TypeVar("C", bound=LoopConfig)
@@ -104,7 +108,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def check_across_sections(self) -> Self:
         check_rules(self, (min_lr_below_lr, warmup_fits, _tp_divides, _sequence_divides, micro_divides_global,
-                           lock_before_timeout))  # fmt: skip
+                           lock_before_timeout, hang_before_timeout))  # fmt: skip
         return self
 
 
@@ -141,6 +145,14 @@ def micro_divides_global(c: LoopConfig) -> Iterator[str]:
 
 
 def lock_before_timeout(c: LoopConfig) -> Iterator[str]:
-    if c.resume.stale_lock_seconds >= c.parallel.timeout_seconds:
-        yield (f"resume.stale_lock_seconds = {c.resume.stale_lock_seconds} must be below parallel.timeout_seconds = "
-               f"{c.parallel.timeout_seconds}: the other ranks wait for the one that waits for the lock")  # fmt: skip
+    if c.resume.stale_lock_seconds >= c.parallel.first_step_timeout_seconds:
+        yield (f"resume.stale_lock_seconds = {c.resume.stale_lock_seconds} must be below "
+               f"parallel.first_step_timeout_seconds = {c.parallel.first_step_timeout_seconds}: "
+               "the other ranks wait for the one that waits for the lock")  # fmt: skip
+
+
+def hang_before_timeout(c: LoopConfig) -> Iterator[str]:
+    if c.parallel.hang_seconds >= c.parallel.timeout_seconds:
+        yield (f"parallel.hang_seconds = {c.parallel.hang_seconds} must be below parallel.timeout_seconds = "
+               f"{c.parallel.timeout_seconds}, or the ranks end before anybody can say which one hangs; "
+               f"for example parallel.hang_seconds={c.parallel.timeout_seconds * 3 // 4}")  # fmt: skip

@@ -108,7 +108,18 @@ class ScheduleConfig(Section):
     """Learning rate at the last step."""
 
 
-class ParallelConfig(Section):
+class WaitingConfig(Section):
+    """How long ranks wait for each other."""
+
+    first_step_timeout_seconds: Positive = 600
+    """Until the first step is done, a collective that takes longer ends the job."""
+    timeout_seconds: Positive = 120
+    """After the first step, a collective that takes longer ends the job; two steps may always take as long."""
+    hang_seconds: NotNegative = 90
+    """When ranks do not move for so long, the agents name who keeps the others waiting, and restart; 0 never."""
+
+
+class ParallelConfig(WaitingConfig):
     tp: Positive = 1
     """Tensor parallel degree; consecutive ranks, so keep it inside a node."""
     sequence_parallel: bool = False
@@ -129,8 +140,6 @@ class ParallelConfig(Section):
     """ZeRO++: reduce gradients in 4 bit (ZeRO 3)."""
     zero_extra: dict[str, Any] = Field(default={})
     """More keys for DeepSpeed's zero_optimization; a key that dgpt derives itself is refused."""
-    timeout_seconds: Positive = 600
-    """A collective that takes longer ends the job."""
 
 
 class ActivationCheckpointingConfig(Section):

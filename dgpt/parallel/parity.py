@@ -45,7 +45,9 @@ def random_batch(config: RunConfig, sample: int) -> torch.Tensor:
 
 def run_curve(config: RunConfig, runtime: Runtime, steps: int, dtype: torch.dtype) -> Curve:
     """Train `steps` steps on random tokens over all ranks of `runtime`, with the config's parallelism."""
-    mesh = Mesh(ParallelDims(runtime.world_size, config.parallel.tp), runtime.rank, config.parallel.timeout_seconds)
+    mesh = Mesh(
+        ParallelDims(runtime.world_size, config.parallel.tp), runtime.rank, config.parallel.first_step_timeout_seconds
+    )
     engine = build_engine(config, batch_plan(config, mesh.dp_size), mesh, runtime.device, dtype)
     pairs = [random_step(engine, config, mesh, runtime.device, step) for step in range(steps)]
     return Curve([loss for loss, _ in pairs], [norm for _, norm in pairs])
@@ -86,7 +88,7 @@ def compare(config: RunConfig, steps: int, tolerance: float) -> bool:
     runtime = processes.identify()
     config = _comparable(config)
     _check(config, runtime)
-    processes.join(runtime, config.parallel.timeout_seconds)
+    processes.join(runtime, config.parallel.first_step_timeout_seconds)
     alone = Runtime(rank=0, local_rank=0, world_size=1, device=runtime.device)
     reference = run_curve(topology(config, 1, 0), alone, steps, torch.float32)
     rows = [(t.parallel, _measure(t, runtime, steps, reference)) for t in topologies(runtime.world_size, config)]

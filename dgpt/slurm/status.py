@@ -15,6 +15,8 @@ from dgpt.outcome import DONE
 from dgpt.slurm import client, events, reasons
 from dgpt.slurm.client import SlurmError
 from dgpt.slurm.events import Event
+from dgpt.watch import straggler
+from dgpt.watch.board import nodes_of_ranks
 
 SHOWN_RESTARTS = 5
 TAIL_BYTES = 1 << 20
@@ -33,6 +35,7 @@ class Facts:
     row: Mapping[str, float | None]  # newest of metrics.jsonl
     validation: Mapping[str, float | None]  # newest with a validation loss
     checkpoint: tuple[int, float] | None  # step and Unix time of the newest one
+    slow: str = ""  # a rank that the others wait for
 
 
 def gather(run_dir: Path) -> Facts:
@@ -47,7 +50,7 @@ def gather(run_dir: Path) -> Facts:
         config=load_config(run_dir / "config.toml") if (run_dir / "config.toml").is_file() else None,
         row=rows[-1] if rows else {},
         validation=next((row for row in reversed(rows) if row.get("loss/validation") is not None), {}),
-        checkpoint=_checkpoint(run_dir),
+        checkpoint=_checkpoint(run_dir), slow=_slow(run_dir, rows),
     )  # fmt: skip
 
 
@@ -113,6 +116,8 @@ def _progress(facts: Facts) -> Iterator[tuple[str, str]]:
     if speed := row.get("speed/tokens_per_second"):
         age = facts.now - (row.get("time") or facts.now)
         yield "speed", f"{speed:,.0f} tokens/s, {_time(age)} ago"
+    if facts.slow:
+        yield "slow", facts.slow
     if facts.checkpoint:
         saved, when = facts.checkpoint
         yield "saved", f"step {saved:,}, {_time(facts.now - when)} ago"
@@ -179,6 +184,11 @@ def _rows(path: Path) -> Iterator[dict[str, float | None]]:
                 continue
             if isinstance(row, dict):
                 yield row
+
+
+def _slow(run_dir: Path, rows: Sequence[Mapping[str, float | None]]) -> str:
+    found = straggler.find(rows)
+    return found.text(nodes_of_ranks(run_dir)) if found else ""
 
 
 def _checkpoint(run_dir: Path) -> tuple[int, float] | None:

@@ -67,7 +67,8 @@ class Work:
     evaluate: Callable[[int], Verdict]
     sample: Callable[[int], None]
     save: Callable[[int, float], None]  # (steps, loss)
-    poll: Callable[[], None]  # reports a save that has ended; cheap, after every step
+    poll: Callable[[], None]  # cheap, after every step
+    share: Callable[[float], list[float]]  # every rank's number, on every rank
 
 
 def train(
@@ -81,12 +82,12 @@ def train(
     """
     total = config.training.steps
     for step in range(start_step, total):
-        lr = lr_at(step, config.optimizer, config.schedule, total)
+        lr, timings.done = lr_at(step, config.optimizer, config.schedule, total), step
         with profiler.step(step):
             losses, grad_norm = train_step(engine, work, timings, step, lr)
         if not math.isfinite(grad_norm):
             raise work.explain(step, losses)
-        done = step + 1
+        done = timings.done = step + 1
         stop = stopper.agreed()
         last, verdict = stop or done == total, GO_ON
         monitor.advance(done)
@@ -149,5 +150,5 @@ def _metrics(work: Work, timings: Timings, done: int, losses: Losses, lr: float,
     at = work.position(done)
     return StepMetrics(
         step=done, loss=_mean_loss(work, losses), lr=lr, grad_norm=grad_norm, tokens=at.tokens, samples=at.samples,
-        epoch=at.epoch, seconds=timings.take(),
+        epoch=at.epoch, own_seconds=work.share(timings.own()), seconds=timings.take(),
     )  # fmt: skip

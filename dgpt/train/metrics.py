@@ -4,7 +4,8 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -18,6 +19,7 @@ from dgpt.train.board import BoardWriter
 from dgpt.train.console import Console, duration, step_line
 from dgpt.train.rows import RowFile
 from dgpt.train.timing import Phase
+from dgpt.watch import straggler
 
 PAUSES: tuple[Phase, ...] = ("checkpoint", "evaluate")  # phases that are no part of a training step
 RESULT_TAGS = {"loss": "loss/validation", "perplexity": "loss/validation_perplexity"}
@@ -36,6 +38,7 @@ class StepMetrics:
     samples: int  # sequences seen so far: the position in the data
     epoch: float  # passes over the training data so far
     seconds: Mapping[Phase, float]  # Timings.take(): of every phase since the last logging step
+    own_seconds: Sequence[float] = ()  # Timings.own() of each rank
 
 
 class Monitor:
@@ -58,8 +61,10 @@ class Monitor:
         device: torch.device,
         console: Console,
         peak_flops: float | None = None,
+        nodes: Sequence[str] = (),
     ) -> None:
-        """`flops_per_token` of the whole model, forward and backward; `peak_flops` of one device, None if unknown."""
+        """`flops_per_token` of the whole model, forward and backward; `peak_flops` of one device, None if unknown;
+        `nodes`: the name of each rank's."""
         self._total_steps = config.training.steps
         self._world_size = world_size
         self._device = device
@@ -68,6 +73,9 @@ class Monitor:
         self._mfu_per_token = 100 * flops_per_token / (peak * world_size) if peak else None  # percent x seconds
         self._rows = RowFile(run_dir / "metrics.jsonl", start_step) if is_main else None
         self._board = BoardWriter(run_dir, start_step) if is_main and config.logging.tensorboard else None
+        self._nodes = dict(enumerate(nodes))
+        self._comparisons: deque[Mapping[str, float]] = deque(maxlen=straggler.WINDOWS)
+        self._straggler = ""
         self._last_step, self._last_tokens = start_step, start_tokens
         self._last_time = time.perf_counter()
         self._pace = 0.0  # seconds of wall time per step with all pauses, smoothed
@@ -89,12 +97,24 @@ class Monitor:
         tokens = metrics.tokens - self._last_tokens
         self._last_step, self._last_tokens, self._last_time = metrics.step, metrics.tokens, now
         pauses = sum(metrics.seconds.get(phase, 0.0) for phase in PAUSES)
+        comparison = straggler.points(metrics.own_seconds, wall - pauses)
         points = {**_state(metrics), **self._speed(steps, tokens, wall - pauses), **_times(metrics.seconds, steps),
-                  "system/peak_memory_gib": peak_memory_gib(self._device)}  # fmt: skip
+                  **comparison, "system/peak_memory_gib": peak_memory_gib(self._device)}  # fmt: skip
         self._record(points, metrics.step)
         eta = self._eta(metrics.step, wall / steps)
         self._console.print(step_line(points, metrics.step, self._total_steps, eta))
         self._console.note(f"loss {metrics.loss:.3f}, ETA {duration(eta)}")
+        self._name_straggler(comparison, metrics.step)
+
+    def _name_straggler(self, comparison: Mapping[str, float], step: int) -> None:
+        """Once, when a rank begins to be slow."""
+        self._comparisons.append(comparison)
+        found = straggler.find(self._comparisons)
+        text = found.text(self._nodes) if found else ""
+        if found and not self._straggler:
+            self._console.print(f"step {step}: SLOW: {text}")
+            self.log_text("straggler", text, step)
+        self._straggler = text
 
     def log_eval(self, step: int, loss: float) -> None:
         """Record the mean loss (nats per token) on the held-out split after `step` steps."""

@@ -1,12 +1,19 @@
 """Where the wall time of a rank goes."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, get_args
 
+import torch
+
 Phase = Literal["data", "forward", "backward", "step", "checkpoint", "evaluate"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
+CPU = torch.device("cpu")
+
+
+def _ignore(step: int, phase: Phase) -> None:
+    pass
 
 
 class Timings:
@@ -16,20 +23,44 @@ class Timings:
     the work itself. On CUDA the host runs ahead of the device, so "forward" and "backward" are the time to launch their
     kernels, and whichever phase first waits for the device (mostly "step") also holds what it waited for; the sum over
     the phases is right, and a trace (logging.profile_steps) shows the split on the device.
+
+    enter: is called with the number of finished steps and the phase that begins.
+    device: on CUDA the forward passes are also timed by events, for `own`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, enter: Callable[[int, Phase], None] = _ignore, device: torch.device = CPU) -> None:
+        self.done = 0  # optimizer steps finished
+        self._enter, self._cuda = enter, device.type == "cuda"
+        self._events: list[torch.cuda.Event] = []  # begin and end of each forward pass
         self._seconds = dict.fromkeys(PHASES, 0.0)
 
     @contextmanager
     def __call__(self, phase: Phase) -> Iterator[None]:
+        self._enter(self.done, phase)
         start = time.perf_counter()
+        self._mark(phase)
         try:
             yield
         finally:
+            self._mark(phase)
             self._seconds[phase] += time.perf_counter() - start
+
+    def own(self) -> float:
+        """Seconds since the last `take` that this rank spent before it waited for others: in its data and its forward
+        passes. Call it where the device has finished the step."""
+        pairs = zip(self._events[::2], self._events[1::2], strict=True)
+        forward = (
+            sum(begin.elapsed_time(end) for begin, end in pairs) / 1000 if self._cuda else self._seconds["forward"]
+        )
+        return self._seconds["data"] + forward
 
     def take(self) -> dict[Phase, float]:
         """Seconds of every phase since the last call, and start again from zero."""
-        taken, self._seconds = self._seconds, dict.fromkeys(PHASES, 0.0)
+        taken, self._seconds, self._events = self._seconds, dict.fromkeys(PHASES, 0.0), []
         return taken
+
+    def _mark(self, phase: Phase) -> None:
+        if self._cuda and phase == "forward":
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            event.record()
+            self._events.append(event)

@@ -12,6 +12,10 @@ import torch.distributed as dist
 from dgpt import outcome, runtime
 from dgpt.errors import UserError
 from dgpt.train.stop import Stopper
+from dgpt.watch.heartbeat import Heartbeat, Identity, Patience
+from dgpt.watch.runtime import heartbeat_folder
+
+HANG_SECONDS = 3
 
 
 def body(mode: str, folder: Path) -> int:
@@ -19,9 +23,12 @@ def body(mode: str, folder: Path) -> int:
         time.sleep(0.3 * (runtime.rank() == 0))  # the other rank fails first, and its end must not hide the message
         raise UserError("size = 3 is odd", rule="size is even", fix="set size to 2 or 4")
     process = runtime.start(timeout_seconds=60)
+    heartbeat = watched(process, folder)
     with Stopper(folder, is_main=process.is_main, world_size=process.world_size, device=process.device) as stopper:
         for step in range(1000):
+            heartbeat.enter(step, "data")
             act(mode, folder, step, process.rank)
+            heartbeat.enter(step, "step")
             total = torch.ones(1)
             dist.all_reduce(total)
             (folder / f"rank_{process.rank}").write_text(f"{os.getpid()} {int(total)}")
@@ -32,8 +39,15 @@ def body(mode: str, folder: Path) -> int:
             if mode == "finish" and step == 2:
                 break
             time.sleep(0.02)
+    heartbeat.end()
     runtime.finish()
     return outcome.STOPPED if stopper.reason else outcome.DONE
+
+
+def watched(process: runtime.Runtime, folder: Path) -> Heartbeat:
+    identity = Identity(process.rank, os.getpid(), process.world_size, process.broadcast(str(time.time())), str(folder),
+                        HANG_SECONDS)  # fmt: skip
+    return Heartbeat(heartbeat_folder(), identity, Patience(HANG_SECONDS, 60))
 
 
 def act(mode: str, folder: Path, step: int, rank: int) -> None:

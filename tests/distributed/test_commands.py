@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from dgpt.checkpoint import list_checkpoints
@@ -205,6 +207,27 @@ def test_a_second_job_on_a_run_folder_is_refused_and_the_first_is_unharmed(folde
     assert code == STOPPED
     assert f"stopped by SIGTERM at step {list_checkpoints(folder / 'shared')[-1].step}, saved" in output
     assert is_whole(folder / "shared")
+
+
+def test_a_stopped_rank_is_named_within_ten_seconds_and_the_next_start_goes_on(folder: Path) -> None:
+    command = ("pretrain", "run.toml", "--nproc", "2", "run_dir=hung", "checkpoint.every_steps=10")
+    with started(folder, *command, "parallel.hang_seconds=4") as process:
+        wait_for_step(folder / "hung", 15)
+        (rank,) = [child for child in psutil.Process(process.pid).children() if child.environ().get("RANK") == "1"]
+        rank.send_signal(signal.SIGSTOP)
+        fault = time.monotonic()
+        code, _, errors = end(process)
+    assert time.monotonic() - fault < 10
+    last = errors.splitlines()[-1]
+    assert (code, last.startswith(f"dgpt: hang: rank 1 on {socket.gethostname()} (process {rank.pid}) ")) == (
+        FAILED,
+        True,
+    )
+    assert last.endswith("its process is stopped (SIGSTOP); 1 rank waits for it")
+    code, output, errors = dgpt(folder, *command)
+    assert (code, errors, "resuming at step " in output) == (DONE, "", True)
+    assert losses(folder / "hung") == losses(folder / "whole")
+    assert not (folder / "hung" / "heartbeats").exists()
 
 
 def test_a_job_that_wakes_after_its_folder_was_taken_over_commits_nothing(folder: Path) -> None:

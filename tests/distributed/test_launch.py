@@ -1,6 +1,7 @@
 """launch/torchrun.sh, dgpt.launch and dgpt.agent with real processes: what comes out, and that nothing stays behind."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from launch_worker import HANG_SECONDS
 
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("launch_worker.py")
@@ -111,6 +113,35 @@ def test_killed_rank_is_started_again_where_restarts_are_allowed(tmp_path: Path)
     with started(SCRIPT, "killed once", tmp_path, NPROC_PER_NODE="2", MAX_RESTARTS="1") as process:
         code, _ = end(process)
     assert code == 0
+
+
+def test_a_stopped_rank_is_named_within_ten_seconds_and_the_run_ends(tmp_path: Path) -> None:
+    with started(SCRIPT, "loop", tmp_path, NPROC_PER_NODE="2") as process:
+        stopped = workers(tmp_path)[1]
+        os.kill(stopped, signal.SIGSTOP)
+        fault = time.monotonic()
+        code, errors = end(process)
+    assert time.monotonic() - fault < 10
+    assert code == 1
+    *_, last = errors.splitlines()
+    assert re.fullmatch(rf"dgpt: hang: rank 1 on \S+ \(process {stopped}\) has stood in '(data|step)' of step \d+ for "
+                        r"\d s: its process is stopped \(SIGSTOP\); 1 rank waits for it", last), errors  # fmt: skip
+    assert "[rank 0] " in errors
+
+
+def test_a_stall_of_a_node_is_no_hang(tmp_path: Path) -> None:
+    """Of its agent, too: it counts the time in which it looked."""
+    with started(SCRIPT, "loop", tmp_path, NPROC_PER_NODE="2") as process:
+        node = [*workers(tmp_path), process.pid]
+        for pid in node:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(2 * HANG_SECONDS)
+        for pid in node:
+            os.kill(pid, signal.SIGCONT)
+        seen = (tmp_path / "rank_0").stat().st_mtime
+        wait_for(lambda: (tmp_path / "rank_0").stat().st_mtime > seen + HANG_SECONDS)
+        process.send_signal(signal.SIGTERM)
+        assert end(process) == (75, "")
 
 
 def test_two_nodes_reduce_together_and_a_signal_to_one_stops_both(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The scenarios of `make test-slurm`: rarer faults; a run still ends as the one that nothing happened to."""
 
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -40,28 +41,44 @@ def cut(job: Job) -> None:
     job.cluster.cut("n1")
 
 
-def hang(job: Job) -> None:
-    job.ranks()[3].send_signal(SIGSTOP)
-
-
 MENDED: dict[Callable[[Job], None], Callable[[Hosts], None]] = {
     lose_power: lambda cluster: cluster.boot("n1"),
     cut: lambda cluster: cluster.heal("n1"),
 }
 
 
-@pytest.mark.parametrize("fault", [kill_rank_0, kill_step_daemon, lose_power, cut, hang])
+@pytest.mark.parametrize("fault", [kill_rank_0, kill_step_daemon, lose_power, cut])
 def test_a_run_goes_on_after_a_fault(
     cluster: Hosts, runs: Path, undisturbed: Job, figure: Figure, fault: Callable[[Job], None]
 ) -> None:
-    timeout = 15 if fault == hang else 60  # seconds
-    job = submit(cluster, runs, fault.__name__, f"parallel.timeout_seconds={timeout}")
+    job = submit(cluster, runs, fault.__name__, "parallel.timeout_seconds=60", "parallel.hang_seconds=45")
     job.wait_for_step(25)
     begin = time.monotonic()
     fault(job)
     recover(job, begin, figure, fault.__name__.replace("_", " "))
     assert_same_run(job.run_dir, undisturbed.run_dir)
     MENDED.get(fault, lambda cluster: None)(cluster)
+
+
+def test_a_hung_rank_is_named_within_ten_seconds_and_the_run_goes_on(
+    cluster: Hosts, runs: Path, undisturbed: Job, figure: Figure
+) -> None:
+    job = submit(cluster, runs, "hang", "parallel.hang_seconds=5")
+    job.wait_for_step(25)
+    begin = time.monotonic()
+    rank = job.ranks()[3]
+    rank.send_signal(SIGSTOP)
+    wait_for(lambda: "dgpt: hang: " in job.text(), "the hang is found", 60, job.tail)
+    found = time.monotonic() - begin
+    figure("a hung rank is named", found)
+    recover(job, begin, figure, "a hung rank")
+    assert found < 10
+    stop = next(event for event in job.events() if event["event"] == "stop")
+    assert re.match(r"hang: rank 3 on n1 \(process \d+\) has stood in '\w+' of step \d+ for [567] s: its process is "
+                    r"stopped \(SIGSTOP\); 3 ranks wait for it", stop["reason"])  # fmt: skip
+    assert stop["suspects"] == ["n1"]
+    assert all(f"[rank {number}] " in job.text() for number in range(3)), "the stacks of those that can answer"
+    assert_same_run(job.run_dir, undisturbed.run_dir)
 
 
 def restart_slurmctld(job: Job) -> None:
@@ -87,7 +104,7 @@ def short_cut(job: Job) -> None:
 
 @pytest.mark.parametrize("trouble", [restart_slurmctld, restart_slurmd, stall, short_cut])
 def test_a_run_notices_nothing_of(cluster: Hosts, runs: Path, undisturbed: Job, trouble: Callable[[Job], None]) -> None:
-    job = submit(cluster, runs, trouble.__name__)
+    job = submit(cluster, runs, trouble.__name__, "parallel.hang_seconds=5")
     job.wait_for_step(10)
     trouble(job)
     assert job.end() == "COMPLETED", job.tail()
@@ -155,7 +172,7 @@ def test_nodes_that_cannot_reach_each_other_do_not_hang_for_ever(
     cluster: Hosts, runs: Path, undisturbed: Job, figure: Figure
 ) -> None:
     """Both still reach slurmctld, to which all looks well; srun hears nothing of the end of the other node's task."""
-    job = submit(cluster, runs, "isolated", "parallel.timeout_seconds=15")
+    job = submit(cluster, runs, "isolated", "parallel.timeout_seconds=15", "parallel.hang_seconds=0")
     job.wait_for_step(25)
     begin = time.monotonic()
     cluster.isolate("n0")

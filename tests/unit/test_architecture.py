@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2] / "dgpt"
-ENTRYPOINTS = {"cli", "verbs", "pretrain", "setup", "resume", "changes", "preview", "generate",
-               "export", "checkpoint_verbs", "submit", "slurm_verbs", "run", "finetune",
+ENTRYPOINTS = {"cli", "verbs", "pretrain", "setup", "resume", "changes", "preview", "generate", "pulse",
+               "export", "checkpoint_verbs", "submit", "slurm_verbs", "run", "start", "finetune",
                "finetuned", "finetune_setup", "finetune_verbs", "lora", "predict"}  # fmt: skip
 ALLOWED = {
     "errors": set(),
     "fragments": set(),
     "config": {"errors"},
-    "runtime": {"errors"},
+    "watch": set(),
+    "runtime": {"errors", "watch"},
     "lease": {"errors"},
     "storage": {"errors"},
     "tables": set(),
@@ -22,13 +23,13 @@ ALLOWED = {
     "data": {"config", "errors", "storage"},
     "parallel": {"config", "errors", "fragments", "model", "runtime", "train"},
     "checkpoint": {"config", "errors", "fragments", "model", "runtime", "storage"},
-    "train": {"config", "errors", "model"},
+    "train": {"config", "errors", "model", "watch"},
     "tasks": {"config", "data", "errors", "model"},
     "launch": {"errors", "runtime", "scripts"},
     "scripts": set(),
-    "slurm": {"config", "errors", "lease", "outcome", "scripts"},
-    "agent": {"outcome", "runtime"},
-    "outcome": {"errors", "runtime"},
+    "slurm": {"config", "errors", "lease", "outcome", "scripts", "watch"},
+    "agent": {"outcome", "runtime", "watch"},
+    "outcome": {"errors", "runtime", "watch"},
 }
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -1,6 +1,7 @@
 """How a process ends by itself and as a worker, and which rank the agent blames."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 
 from dgpt import outcome, runtime
-from dgpt.agent import first_failure, judge
+from dgpt.agent import first_failure, hung, judge
 from dgpt.errors import TrainingError, UserError
+from dgpt.watch.hang import Hang
 
 
 def mistake() -> int:
@@ -134,3 +136,30 @@ def test_killed_rank_is_named_with_its_signal() -> None:
     assert verdict.exit_code == outcome.FAILED
     assert verdict.text == f"dgpt: rank 3 on {socket.gethostname()} (process 123) was killed by SIGKILL"
     assert verdict.time == 8  # noticed at 10, and torchrun looks only now and then
+
+
+LINGERING = """
+import os, sys, threading, time
+from dgpt import outcome
+threading.Thread(target=time.sleep, args=(1000,)).start()  # not a daemon: Python waits for it
+outcome.LAST_SECONDS = 0.5
+print("done")
+outcome.leave(75)
+"""
+
+
+@pytest.mark.parametrize("launched", [False, True])
+def test_a_thread_that_hangs_keeps_no_process(launched: bool) -> None:
+    agent = {runtime.AGENT_PID: str(os.getpid())} if launched else {}
+    environment = {**os.environ, **agent}
+    done = subprocess.run([sys.executable, "-c", LINGERING], env=environment, capture_output=True, text=True,
+                          timeout=60, check=False)  # fmt: skip
+    assert (done.returncode, done.stdout) == (75, "done\n")
+
+
+def test_a_hang_is_told_alike_by_all_agents_with_the_stack_where_there_is_one() -> None:
+    found = Hang("dgpt: hang: rank 3 on n1", "n1", (3,), 7.0)
+    away, near = hung(found, 100.0, {0: "stack of 0"}), hung(found, 100.0, {2: "stack of 2", 3: "stack of 3"})
+    assert (away.text, near.text) == (found.text, f"stack of 3\n{found.text}")
+    assert (away.node, away.exit_code, away.final) == (near.node, near.exit_code, near.final) == ("n1", 1, False)
+    assert near.time < away.time, "so that it counts as the first failure"

@@ -1,5 +1,8 @@
 """What runtime reads from the environment."""
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -42,3 +45,26 @@ def seconds(dtype: torch.dtype, device: torch.device) -> float:
         (a @ a).sum().item()
         times.append(time.perf_counter() - start)
     return min(times)
+
+
+HANGING = """
+import sys, threading, time
+from unittest.mock import patch
+from dgpt import runtime
+runtime.LEAVING_SECONDS = 0.2
+with patch.object(runtime.dist, "is_initialized", lambda: True), \\
+     patch.object(runtime.dist, "destroy_process_group", lambda: time.sleep(1000)):
+    runtime.finish()
+print("left", flush=True)
+runtime.end_within(0.2)
+time.sleep(1000)
+"""
+
+
+def test_nothing_waits_for_a_process_group_that_hangs() -> None:
+    """`finish` comes back, and after `end_within` the process ends with its stacks in its log."""
+    environment = {**os.environ, runtime.AGENT_PID: str(os.getpid())}
+    done = subprocess.run([sys.executable, "-c", HANGING], env=environment, capture_output=True, text=True, timeout=60,
+                          check=False)  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "left\n")
+    assert 'File "<string>", line 11 in <module>' in done.stderr
