@@ -79,7 +79,7 @@ class FinetuneTrainingConfig(TrainingConfig):
     global_batch_size: Positive = 32
     """Sequences per optimizer step, over all ranks; with data.packing a sequence holds several examples."""
     eval_every_steps: NotNegative = 100
-    """Steps between evaluations on the held-out examples; 0 only at the end."""
+    """Steps between evaluations on the held-out examples; 0 never."""
     eval_samples: Positive = 1000
     """Held-out examples of an evaluation, at most."""
     eval_generations: NotNegative = 64
