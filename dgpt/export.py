@@ -64,7 +64,7 @@ def export_huggingface(
 
 
 def _weights(found: Found, config: ModelConfig, task: Task) -> Sequence[str]:
-    """Names of the parameters, in the model's order. Raises CheckpointError if the checkpoint does not hold just these."""
+    """Names of the parameters, in the model's order. Raises CheckpointError unless the checkpoint holds just these."""
     wanted = shapes(config, task.kind, task.outputs)
     held = {tensor.name: tensor.shape for tensor in found.manifest.tensors if WEIGHT in tensor.states}
     if difference := sorted(wanted.items() ^ held.items()):

@@ -41,8 +41,8 @@ def _import(subparsers: Verbs) -> None:
 
 def _convert_pickle(subparsers: Verbs) -> None:
     text = "copy a folder of transformers with its pickled weights (.bin) as safetensors, which no other verb reads"
-    note = ("A pickle can run any code. It is opened in a process of its own with torch.load(weights_only=True), which "
-            "accepts tensors alone,\nwithout network, other programs, or more memory than the weights need.")  # fmt: skip
+    note = ("A pickle can run any code. It is opened by torch.load(weights_only=True), which accepts tensors alone,\n"
+            "in a process of its own, without network, other programs, or more memory than weights need.")  # fmt: skip
     parser = add_verb(subparsers, "convert-pickle", huggingface_verbs.convert_pickle, text, note)
     parser.add_argument("source", type=Path, metavar="HF_FOLDER", help="with pytorch_model.bin, or shards of it")
     parser.add_argument("output", type=Path, metavar="FOLDER", help="a new folder")

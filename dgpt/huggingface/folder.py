@@ -5,10 +5,10 @@ Format: https://github.com/huggingface/safetensors#format
 
 import json
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -84,21 +84,24 @@ class Stored:
 
 
 class Weights:
-    """The tensors of a folder. Raises UserError, with the file, for what is missing, damaged or not as the index says."""
+    """The tensors of a folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.tensors: dict[str, Stored] = {}
+    def __init__(self, folder: Path, tensors: dict[str, Stored]) -> None:
+        self.folder, self.tensors = folder, tensors
+
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        """What is missing, damaged or not as the index says raises UserError with the name of the file."""
         places = _places(folder)
-        for path in sorted(set(places.values())) or [folder / SINGLE]:
-            self.tensors |= dict(_entries(path))
+        weights = cls.of_files(folder, sorted(set(places.values())) or [folder / SINGLE])
         for name, path in places.items():
-            if name not in self.tensors or self.tensors[name].path != path:
+            if name not in weights.tensors or weights.tensors[name].path != path:
                 raise refuse(path, f"does not hold '{name}', which {INDEX} places there")
+        return weights
 
-    @property
-    def bytes(self) -> int:
-        return sum(stored.path.stat().st_size for stored in {s.path: s for s in self.tensors.values()}.values())
+    @classmethod
+    def of_files(cls, folder: Path, files: Iterable[Path]) -> Self:
+        return cls(folder, {name: stored for path in files for name, stored in _entries(path)})
 
     def read(self, name: str) -> Tensor:
         path = self.tensors[name].path

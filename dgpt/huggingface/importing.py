@@ -43,7 +43,7 @@ def import_folder(folder: Path, output: Place, *, progress: bool = False) -> Man
     if task.kind != "language_model":
         raise UserError(f"'{folder}' is a {family.class_of(task.kind)}", rule="a language model can be imported",
                         fix="import the model that it was made of, and fine-tune it")  # fmt: skip
-    weights = Weights(folder)
+    weights = Weights.of(folder)
     sources = _sources(theirs, family, weights)
     tokenizer = read_tokenizer(folder)
     config = RunConfig(model=_with_tokenizer(theirs, tokenizer, folder))
@@ -69,7 +69,7 @@ def import_folder(folder: Path, output: Place, *, progress: bool = False) -> Man
 
 
 def _sources(config: ModelConfig, family: Family, weights: Weights) -> dict[str, Source]:
-    """Where each parameter of ours comes from. Raises UserError if a tensor is missing, of another shape, or left over."""
+    """Where each parameter comes from. Raises UserError if a tensor is missing, of another shape, or left over."""
     ours, names, sources = shapes(config), _their_names(family, weights), dict[str, Source]()
     for pair in pairs(config, family):
         name = names.pop(pair.theirs, None)
@@ -126,7 +126,7 @@ def _with_tokenizer(config: ModelConfig, tokenizer: Tokenizer, folder: Path) -> 
     """vocab_size is that of the tokenizer; further rows of the embedding are padding, as they are in dgpt."""
     rows = config.vocab_size
     if tokenizer.vocab_size > rows:
-        raise UserError(f"'{folder}': vocab_size = {rows} in config.json, and the tokenizer has {tokenizer.vocab_size} ids",
+        raise UserError(f"'{folder}': vocab_size = {rows}, and the tokenizer has {tokenizer.vocab_size} ids",
                         rule="the embedding has a row for each id",
                         fix="restore the tokenizer that belongs to this model")  # fmt: skip
     multiple = 1 if tokenizer.vocab_size == rows else rows

@@ -37,7 +37,8 @@ class Pair:
         return whole.mT if self.transposed else whole
 
     def to_ours(self, tensor: Tensor) -> Sequence[Tensor]:
-        return (tensor.mT if self.transposed else tensor).split(self.rows)
+        """Views of a tensor of theirs."""
+        return torch.split(tensor.mT if self.transposed else tensor, self.rows)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def shapes(config: ModelConfig, kind: HeadKind = "language_model", outputs: int = 0) -> dict[str, Shape]:

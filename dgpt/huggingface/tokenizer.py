@@ -18,7 +18,7 @@ JSON, CONFIG = "tokenizer.json", "tokenizer_config.json"
 PADDING = ("<pad>", "<|pad|>", "[PAD]", "<|padding|>", "<unk>")  # which no text encodes to
 NAMED = (UNKNOWN, CONTROL, BYTE)  # pieces whose name is not what a text holds
 UNREACHED = -1e6  # score of a piece that no path through the text's own pieces can be worse than
-CHECKED_TEXTS = 2000
+CHECKED_TEXTS = 1000
 
 
 def tokenizer_files(tokenizer: Tokenizer, max_tokens: int, chat_template: str = "") -> tuple[dict[str, bytes], int]:
@@ -129,7 +129,7 @@ def _from_json(model: bytes, special_tokens: tuple[str, ...]) -> bytes:
 
 
 def _whole(values: Mapping[str, Any], special: Mapping[str, int], defined: Mapping[str, int]) -> bytes:
-    """A tokenizer.json around a model; special: names out of reach of the text; defined: found in it before all else."""
+    """A tokenizer.json around a model. special: names out of reach of the text; defined: found before all else."""
     as_is = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     tokens = [{"id": i, "content": name, "special": kind is special, **as_is}
               for kind in (special, defined) for name, i in kind.items()]  # fmt: skip

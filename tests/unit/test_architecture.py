@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2] / "dgpt"
 ENTRYPOINTS = {"cli", "verbs", "pretrain", "setup", "resume", "changes", "preview", "generate",
-               "export", "checkpoint_verbs", "submit", "slurm_verbs"}  # fmt: skip
+               "export", "checkpoint_verbs", "submit", "slurm_verbs", "huggingface_verbs"}  # fmt: skip
 ALLOWED = {
     "errors": set(),
     "fragments": set(),
@@ -21,6 +21,7 @@ ALLOWED = {
     "data": {"config", "errors", "storage"},
     "parallel": {"config", "errors", "fragments", "model", "runtime", "train"},
     "checkpoint": {"config", "errors", "fragments", "model", "runtime", "storage"},
+    "huggingface": {"checkpoint", "config", "data", "errors", "model", "storage"},
     "train": {"config", "errors", "model"},
     "launch": {"errors", "runtime", "scripts"},
     "scripts": set(),
