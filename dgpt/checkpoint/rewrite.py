@@ -1,7 +1,6 @@
 """New checkpoints of weights alone, made of one checkpoint or of several, one parameter in memory at a time."""
 
 from collections.abc import Mapping, Sequence
-from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -9,9 +8,9 @@ from torch import Tensor
 from dgpt.checkpoint.compatible import model_difference, read_config
 from dgpt.checkpoint.find import Found
 from dgpt.checkpoint.format import DTYPE_NAMES, DTYPES, Manifest, TensorEntry
-from dgpt.checkpoint.output import check_free, new_folder
+from dgpt.checkpoint.output import check_free
 from dgpt.checkpoint.progress import Advance, byte_bar
-from dgpt.checkpoint.weights import WEIGHT, in_order, weight_bytes, whole_entry, write_weights
+from dgpt.checkpoint.weights import WEIGHT, new_checkpoint, whole_entry
 from dgpt.checkpoint.whole import check_files, files_of, read_tensor, tensor_bytes
 from dgpt.errors import UserError
 from dgpt.storage import Place
@@ -49,25 +48,21 @@ def _rewrite(
 ) -> Manifest:  # fmt: skip
     for found in sources:
         _check_weights(found)
-    check_free(output, like.manifest.step)
-    tensors = _entries(like, dtype)
+    manifest = like.manifest
+    check_free(output, manifest.step)
     read = [(found, files_of(found, [WEIGHT])) for found in sources]
     total = sum(tensor_bytes(found, [WEIGHT]) + sum(file.size for file in files) for found, files in read)
-    attempt = f"rewrite-{uuid4().hex}"
     with byte_bar(f"writing {output.name}", total, enabled=progress) as advance:
         for found, touched in read:
             check_files(found, touched, advance)
-        with new_folder(output, attempt, sum(map(weight_bytes, tensors))) as write:
-            for name, content in extra.items():
-                write(name, iter([content]))
-            return write_weights(write, attempt, like.manifest.step, like.manifest.meta, tensors,
-                                 lambda entry: _mean(sources, entry, advance), epoch=like.manifest.epoch)  # fmt: skip
+        return new_checkpoint(output, manifest.step, manifest.meta, _entries(like, dtype),
+                              lambda entry: _mean(sources, entry, advance), extra, epoch=manifest.epoch)  # fmt: skip
 
 
-def _entries(like: Found, dtype: torch.dtype | None) -> tuple[TensorEntry, ...]:
+def _entries(like: Found, dtype: torch.dtype | None) -> list[TensorEntry]:
     """The tensors as they will be stored."""
-    return in_order([whole_entry(t.name, t.shape, DTYPE_NAMES[dtype] if dtype else t.states[WEIGHT])
-                     for t in like.manifest.tensors])  # fmt: skip
+    return [whole_entry(t.name, t.shape, DTYPE_NAMES[dtype] if dtype else t.states[WEIGHT])
+            for t in like.manifest.tensors]  # fmt: skip
 
 
 def _mean(sources: Sequence[Found], entry: TensorEntry, advance: Advance) -> Tensor:

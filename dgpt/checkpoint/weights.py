@@ -1,8 +1,9 @@
 """A checkpoint of weights alone, each parameter whole, written from a function that gives one at a time."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ from dgpt.checkpoint.format import (
     TensorEntry,
     safetensors_header,
 )
-from dgpt.checkpoint.output import Chunks, Write
+from dgpt.checkpoint.output import Chunks, Write, check_free, new_folder
+from dgpt.storage import Place
 
 WEIGHT = "weight"
 FILE_BYTES = 4 << 30  # of a file; a larger parameter has one of its own
@@ -32,7 +34,7 @@ def whole_entry(name: str, shape: tuple[int, ...], dtype: str) -> TensorEntry:
 
 
 def in_order(entries: Sequence[TensorEntry]) -> tuple[TensorEntry, ...]:
-    """As they are to be stored: wide elements first, so that each is aligned to its element size."""
+    """As they are stored: wide elements first, so that each is aligned to its element size."""
     return tuple(sorted(entries, key=lambda entry: -entry.itemsize(WEIGHT)))
 
 
@@ -40,14 +42,28 @@ def weight_bytes(entry: TensorEntry) -> int:
     return entry.part_numel * entry.itemsize(WEIGHT)
 
 
-def write_weights(
-    write: Write, attempt: str, step: int, meta: Meta, tensors: tuple[TensorEntry, ...],
-    read: Callable[[TensorEntry], Tensor], *, epoch: int = 0,
+def new_checkpoint(
+    output: Place, step: int, meta: Meta, tensors: Sequence[TensorEntry], read: Callable[[TensorEntry], Tensor],
+    extra: Mapping[str, bytes], *, epoch: int = 0,
 ) -> Manifest:  # fmt: skip
-    """Write the files, then the manifest that describes them, checked as a reader checks it.
+    """Write weights to the folder `output`, which must not exist, in format 1, and `extra`, by names, beside them.
 
-    read: gives a parameter in the dtype of its entry; called once for each, in their order.
+    read: gives a parameter in the dtype of its entry; called once for each, wide elements first.
+    Raises UserError if `output` exists or cannot be written; then nothing is left.
     """
+    check_free(output, step)
+    ordered, attempt = in_order(tensors), f"weights-{uuid4().hex}"
+    with new_folder(output, attempt, sum(map(weight_bytes, ordered))) as write:
+        for name, content in extra.items():
+            write(name, iter([content]))
+        return _write_weights(write, attempt, step, meta, ordered, read, epoch)
+
+
+def _write_weights(
+    write: Write, attempt: str, step: int, meta: Meta, tensors: tuple[TensorEntry, ...],
+    read: Callable[[TensorEntry], Tensor], epoch: int,
+) -> Manifest:  # fmt: skip
+    """The files, then the manifest that describes them, checked as a reader checks it."""
     entries = []
     for number, group in enumerate(_groups(tensors)):
         name, table = f"rank_{number:05d}.safetensors", _table(tensors, group)

@@ -82,6 +82,10 @@ class Tokenizer:
         table = self._backend.table
         return b"".join([table[i] for i in ids]).decode("utf-8", "replace")
 
+    def byte_ends(self, ids: Sequence[int]) -> NDArray[np.int64]:
+        """Bytes of the text of `ids` up to the end of each token, (n,)."""
+        return np.cumsum([len(self._backend.table[i]) for i in ids], dtype=np.int64)
+
     def save(self, folder: Path) -> list[str]:
         """Write the model and its settings into `folder`, for `load_tokenizer`; gives the names of the files."""
         for name, content in self.files().items():

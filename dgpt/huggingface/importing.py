@@ -2,20 +2,18 @@
 
 from pathlib import Path
 from typing import NamedTuple
-from uuid import uuid4
 
 from torch import Tensor
 
 from dgpt.checkpoint.format import Manifest, Meta, TensorEntry
-from dgpt.checkpoint.output import check_free, new_folder
 from dgpt.checkpoint.progress import byte_bar
-from dgpt.checkpoint.weights import in_order, weight_bytes, whole_entry, write_weights
-from dgpt.config import ModelConfig, RunConfig, to_toml
+from dgpt.checkpoint.weights import new_checkpoint, weight_bytes, whole_entry
+from dgpt.config import FinetuneConfig, ModelConfig, RunConfig, TaskConfig, to_toml
 from dgpt.data.tokenizer import SETTINGS_FILE, Tokenizer, build, load_tokenizer
 from dgpt.errors import UserError
 from dgpt.huggingface.folder import Weights, read_json, refuse
-from dgpt.huggingface.names import Family
-from dgpt.huggingface.settings import from_json
+from dgpt.huggingface.names import LANGUAGE_MODEL, Family
+from dgpt.huggingface.settings import Task, from_json
 from dgpt.huggingface.tensors import Pair, Shape, pairs, shapes
 from dgpt.huggingface.tokenizer import CONFIG, JSON, tokenizer_json
 from dgpt.storage import Place
@@ -40,38 +38,39 @@ def import_folder(folder: Path, output: Place, *, progress: bool = False) -> Man
         raise UserError(f"'{folder}' is not a folder", rule="a model of transformers is a folder with config.json",
                         fix="give the folder that was downloaded, or that save_pretrained wrote")  # fmt: skip
     theirs, family, task = from_json(read_json(folder / "config.json"), folder / "config.json")
-    if task.kind != "language_model":
-        raise UserError(f"'{folder}' is a {family.class_of(task.kind)}", rule="a language model can be imported",
-                        fix="import the model that it was made of, and fine-tune it")  # fmt: skip
     weights = Weights.of(folder)
-    sources = _sources(theirs, family, weights)
+    sources = _sources(theirs, family, task, weights)
     tokenizer = read_tokenizer(folder)
-    config = RunConfig(model=_with_tokenizer(theirs, tokenizer, folder))
-    check_free(output, 0)
-    entries = in_order([whole_entry(name, source.shape, weights.tensors[source.name].dtype)
-                        for name, source in sources.items()])  # fmt: skip
+    config = _settings(_with_tokenizer(theirs, tokenizer, folder), task)
+    entries = [whole_entry(name, source.shape, weights.tensors[source.name].dtype) for name, source in sources.items()]
     meta = Meta(tokens=0, samples=0, loss=None, data_hash="", tokenizer_hash=tokenizer.hash,
                 config=config.model_dump(mode="json"))  # fmt: skip
     beside = {"config.toml": to_toml(config).encode(),
               **{f"tokenizer/{name}": content for name, content in tokenizer.files().items()}}  # fmt: skip
-    attempt, total = f"import-{uuid4().hex}", sum(map(weight_bytes, entries))
-    with byte_bar(f"importing {folder.name}", total, enabled=progress) as advance:
+    with byte_bar(f"importing {folder.name}", sum(map(weight_bytes, entries)), enabled=progress) as advance:
 
         def read(entry: TensorEntry) -> Tensor:
             source = sources[entry.name]
             advance(weight_bytes(entry))
             return source.pair.to_ours(weights.read(source.name))[source.part]
 
-        with new_folder(output, attempt, total) as write:
-            for name, content in beside.items():
-                write(name, iter([content]))
-            return write_weights(write, attempt, 0, meta, entries, read)
+        return new_checkpoint(output, 0, meta, entries, read, beside)
 
 
-def _sources(config: ModelConfig, family: Family, weights: Weights) -> dict[str, Source]:
+def _settings(model: ModelConfig, task: Task) -> RunConfig | FinetuneConfig:
+    """As of a run that made this model."""
+    if task.kind == "language_model":
+        return RunConfig(model=model)
+    return FinetuneConfig(
+        model=model, task=TaskConfig(kind=task.kind, labels=task.labels, multi_label=task.multi_label)
+    )
+
+
+def _sources(config: ModelConfig, family: Family, task: Task, weights: Weights) -> dict[str, Source]:
     """Where each parameter comes from. Raises UserError if a tensor is missing, of another shape, or left over."""
-    ours, names, sources = shapes(config), _their_names(family, weights), dict[str, Source]()
-    for pair in pairs(config, family):
+    ours, names = shapes(config, task.kind, task.outputs), _their_names(family, task, weights)
+    sources: dict[str, Source] = {}
+    for pair in pairs(config, family, task.kind, task.outputs):
         name = names.pop(pair.theirs, None)
         if name is None:
             raise refuse(weights.folder, f"has no tensor '{pair.theirs}', which config.json asks for")
@@ -80,19 +79,20 @@ def _sources(config: ModelConfig, family: Family, weights: Weights) -> dict[str,
             raise refuse(stored.path, f"holds '{name}' of shape {list(stored.shape)}, and config.json asks for "
                                       f"{list(pair.shape)}")  # fmt: skip
         sources |= {mine: Source(name, pair, i, ours[mine]) for i, mine in enumerate(pair.ours)}
-    if config.tie_embeddings:
-        names.pop(f"{family.heads['language_model'].layer.theirs}.weight", None)  # a second copy of the embedding
+    if config.tie_embeddings or task.kind != "language_model":
+        names.pop(f"{LANGUAGE_MODEL.theirs}.weight", None)  # a second copy of the embedding, or of no use
     if names:
         left = min(names.values())
         raise refuse(weights.tensors[left].path, f"holds '{left}', which is no part of the model in config.json")
     return sources
 
 
-def _their_names(family: Family, weights: Weights) -> dict[str, str]:
+def _their_names(family: Family, task: Task, weights: Weights) -> dict[str, str]:
     """Full name -> name in the files: older ones leave out the model's own, and hold buffers beside the parameters."""
-    heads = tuple(head.layer.theirs for head in family.heads.values())
+    base = family.heads[task.kind].base or family.base
+    full = (f"{base}.", *(head.layer.theirs for head in family.heads.values()))
     kept = [name for name in weights.tensors if not name.endswith(family.buffers)]
-    return {name if name.startswith((f"{family.base}.", *heads)) else f"{family.base}.{name}": name for name in kept}
+    return {name if name.startswith(full) else f"{base}.{name}": name for name in kept}
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:

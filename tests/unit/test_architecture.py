@@ -8,7 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2] / "dgpt"
 ENTRYPOINTS = {"cli", "verbs", "pretrain", "setup", "resume", "changes", "preview", "generate",
-               "export", "checkpoint_verbs", "submit", "slurm_verbs", "huggingface_verbs"}  # fmt: skip
+               "export", "checkpoint_verbs", "submit", "slurm_verbs", "huggingface_verbs", "run", "finetune",
+               "finetuned", "finetune_setup", "finetune_verbs", "lora", "predict"}  # fmt: skip
 ALLOWED = {
     "errors": set(),
     "fragments": set(),
@@ -23,6 +24,7 @@ ALLOWED = {
     "checkpoint": {"config", "errors", "fragments", "model", "runtime", "storage"},
     "huggingface": {"checkpoint", "config", "data", "errors", "model", "storage"},
     "train": {"config", "errors", "model"},
+    "tasks": {"config", "data", "errors", "model"},
     "launch": {"errors", "runtime", "scripts"},
     "scripts": set(),
     "slurm": {"config", "errors", "lease", "outcome", "scripts"},
