@@ -8,7 +8,6 @@ from pathlib import Path
 from dgpt import outcome
 from dgpt.config import RunConfig
 from dgpt.errors import UserError
-from dgpt.tables import size_text
 
 
 def prepare(config: RunConfig, options: Namespace) -> int:
@@ -60,14 +59,6 @@ def generate(options: Namespace) -> int:
         if number:
             print("-" * 40)
         print(completion.prompt + completion.text, flush=True)
-    return outcome.DONE
-
-
-def export(options: Namespace) -> int:
-    from dgpt.export import export
-
-    manifest = export(options.source, options.output, options.dtype, progress=sys.stderr.isatty())
-    print(f"{options.output}: weights of step {manifest.step} in {options.dtype}, {size_text(manifest.bytes)}")
     return outcome.DONE
 
 

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2] / "dgpt"
 ENTRYPOINTS = {"cli", "verbs", "pretrain", "setup", "resume", "changes", "preview", "generate",
-               "export", "checkpoint_verbs", "submit", "slurm_verbs", "run", "finetune",
+               "export", "checkpoint_verbs", "submit", "slurm_verbs", "huggingface_verbs", "run", "finetune",
                "finetuned", "finetune_setup", "finetune_verbs", "lora", "predict"}  # fmt: skip
 ALLOWED = {
     "errors": set(),
@@ -22,6 +22,7 @@ ALLOWED = {
     "data": {"config", "errors", "storage"},
     "parallel": {"config", "errors", "fragments", "model", "runtime", "train"},
     "checkpoint": {"config", "errors", "fragments", "model", "runtime", "storage"},
+    "huggingface": {"checkpoint", "config", "data", "errors", "model", "storage"},
     "train": {"config", "errors", "model"},
     "tasks": {"config", "data", "errors", "model"},
     "launch": {"errors", "runtime", "scripts"},
