@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Sequence
 
 from dgpt import __version__, outcome
-from dgpt.cli import checkpoints, models, slurm, training
+from dgpt.cli import checkpoints, evaluation, models, slurm, training
 
-ADDERS = (*training.ADDERS, *slurm.ADDERS, *models.ADDERS, *checkpoints.ADDERS)
+ADDERS = (*training.ADDERS, *slurm.ADDERS, *evaluation.ADDERS, *models.ADDERS, *checkpoints.ADDERS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -122,9 +122,8 @@ def generate(
     fills seq_len, or one with a token that the model does not know.
     """
     vocab_size = vocab_size or model.config.vocab_size
-    for name, count in (("samples", samples), ("batch_size", batch_size)):
-        if count < 1:
-            raise UserError(f"{name} = {count} cannot be used", rule=f"{name} is at least 1", fix=f"set {name} to 1")
+    check_count("samples", samples)
+    check_count("batch_size", batch_size)
     for number, prompt in enumerate(prompts, start=1):
         check_prompt(f"prompt {number} of {len(prompts)}", prompt, model.config.seq_len, vocab_size)
     results = [Sample(prompt, number, watch=watch() if watch else None)
@@ -137,6 +136,12 @@ def generate(
 
     batches = (results[at : at + batch_size] for at in range(0, len(results), batch_size))
     return itertools.chain.from_iterable(map(complete, batches))
+
+
+def check_count(name: str, count: int) -> None:
+    """Raise UserError for a number below 1."""
+    if count < 1:
+        raise UserError(f"{name} = {count} cannot be used", rule=f"{name} is at least 1", fix=f"set {name} to 1")
 
 
 def check_prompt(name: str, prompt: Sequence[int], seq_len: int, vocab_size: int) -> None:

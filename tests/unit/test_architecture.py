@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2] / "dgpt"
 ENTRYPOINTS = {"cli", "verbs", "pretrain", "setup", "resume", "changes", "preview", "generate",
-               "export", "checkpoint_verbs", "submit", "slurm_verbs"}  # fmt: skip
+               "export", "chat", "generation_verbs", "checkpoint_verbs", "submit", "slurm_verbs"}  # fmt: skip
 ALLOWED = {
     "errors": set(),
     "fragments": set(),
@@ -17,6 +17,7 @@ ALLOWED = {
     "lease": {"errors"},
     "storage": {"errors"},
     "tables": set(),
+    "progress": set(),
     "model": {"config", "errors"},
     "data": {"config", "errors", "storage"},
     "parallel": {"config", "errors", "fragments", "model", "runtime", "train"},
