@@ -88,7 +88,10 @@ def _whole(model: "GPT", tokenizer: "Tokenizer", rows: "list[Row]", sampling: "S
         advance = stack.enter_context(count_bar("generate", len(rows) * options.samples, enabled=file is not None))
         for number, completion in enumerate(completions):
             if file is None:
-                print(f"{RULE}\n" * bool(number) + completion.prompt + completion.text, flush=True)
+                print(
+                    f"{RULE}\n" * bool(number) + rows[number // options.samples][options.field] + completion.text,
+                    flush=True,
+                )
             else:
                 sample = {"completion": completion.text, "reason": completion.reason}
                 row = rows[number // options.samples] | {"sample": number % options.samples} | sample

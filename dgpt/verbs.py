@@ -26,14 +26,14 @@ def prepare(config: RunConfig, options: Namespace) -> int:
 
 
 def pretrain(config: RunConfig, options: Namespace) -> int:
-    _start_processes(options.nproc)
+    start_processes(options.nproc)
     from dgpt.pretrain import pretrain
 
     return pretrain(config)
 
 
 def parity(config: RunConfig, options: Namespace) -> int:
-    _start_processes(options.nproc)
+    start_processes(options.nproc)
     from dgpt.parallel.parity import compare
 
     return outcome.DONE if compare(config, options.steps, options.tolerance) else outcome.FAILED
@@ -54,7 +54,7 @@ def tensorboard(options: Namespace) -> int:
     return outcome.DONE
 
 
-def _start_processes(nproc: int | None) -> None:
+def start_processes(nproc: int | None) -> None:
     """Become torchrun if the verb wants several processes; come back in each of them, or at once if one is enough."""
     from dgpt import launch
 

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from dgpt import generation_verbs
-from dgpt.cli.options import CHECKPOINT, Verbs, add_verb
+from dgpt import evaluation_verbs, generation_verbs
+from dgpt.cli.options import CHECKPOINT, Verbs, add_verb, positive, with_nproc
 from dgpt.storage import place
 
 
@@ -33,6 +33,28 @@ def _chat(subparsers: Verbs) -> None:
     _with_sampling(parser, max_new_tokens=512)
 
 
+def _evaluate(subparsers: Verbs) -> None:
+    text = "loss, perplexity and bits per byte of a text under a model; or tasks of lm-evaluation-harness"
+    parser = add_verb(subparsers, "evaluate", evaluation_verbs.evaluate, text)
+    _with_model(parser)
+    add = parser.add_argument
+    data = "a prepared folder, or a text, JSONL or Parquet file (default: the data of the model's run)"
+    add("data", type=Path, nargs="?", metavar="DATA", help=data)
+    add("--split", choices=("train", "val"), default="val", help="of a prepared folder (default: val)")
+    add("--field", default="text", help="that holds the text in JSONL and Parquet (default: text)")
+    add("--seq-len", type=positive, metavar="T", help="tokens of a window (default: the model's, which is the most)")
+    add("--stride", type=positive, metavar="S", help="tokens scored by each window after the first; fewer than "
+        "--seq-len: each sees at least seq_len - S tokens before it (default: --seq-len)")  # fmt: skip
+    add("--limit", type=positive, metavar="N", help="only the first N windows, or rows of each harness task")
+    add("--batch-size", type=positive, default=8, metavar="B", help="windows at once on a process (default: 8)")
+    add("--dtype", choices=("fp32", "bf16"), default="fp32", help="to compute in (default: fp32)")
+    add("--json", action="store_true", help="print one JSON object")
+    add("--lm-eval", nargs="+", default=[], metavar="TASK", help="run these tasks of lm-evaluation-harness instead")
+    add("--include-path", type=Path, metavar="FOLDER", help="task files (.yaml) of your own, for --lm-eval")
+    add("--num-fewshot", type=int, metavar="N", help="examples before each question, for --lm-eval")
+    with_nproc(parser)
+
+
 def _with_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=place, metavar="MODEL", help=f"{CHECKPOINT}; or an export")
 
@@ -50,4 +72,4 @@ def _with_sampling(parser: argparse.ArgumentParser, max_new_tokens: int) -> None
     add("--seed", type=int, default=1337, help="same seed, same text (default: 1337)")
 
 
-ADDERS = (_generate, _chat)
+ADDERS = (_generate, _chat, _evaluate)

@@ -11,6 +11,7 @@ import re
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,13 @@ class Tokenizer:
         """Text of `ids`; bytes that are no UTF-8 (a model may sample such) become U+FFFD."""
         table = self._backend.table
         return b"".join([table[i] for i in ids]).decode("utf-8", "replace")
+
+    @cached_property
+    def text_bytes(self) -> NDArray[np.int64]:
+        """UTF-8 bytes of text that each id stands for, (vocab_size,); 0 for special tokens."""
+        lengths = np.array([len(piece) for piece in self._backend.table], np.int64)
+        lengths[list(self.special_tokens.values())] = 0
+        return lengths
 
     def save(self, folder: Path) -> list[str]:
         """Write the model and its settings into `folder`, for `load_tokenizer`; gives the names of the files."""

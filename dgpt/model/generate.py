@@ -11,12 +11,14 @@ from dgpt.model.gpt import GPT
 from dgpt.model.sampling import Sampling
 from dgpt.model.text_stream import TextStream
 
+Prompt = str | Sequence[int]  # text, or its token ids
+
 
 @dataclass(frozen=True)
 class Completion:
     """One continuation as text, without the prompt and without the stop string."""
 
-    prompt: str
+    prompt: Prompt
     text: str
     reason: Reason
 
@@ -35,7 +37,7 @@ class TextTokenizer(Protocol):
 def generate_texts(
     model: GPT,
     tokenizer: TextTokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     sampling: Sampling,
     *,
     samples: int = 1,
@@ -88,8 +90,9 @@ def stream_text(
     return sample.reason
 
 
-def encode_prompt(tokenizer: TextTokenizer, prompt: str) -> list[int]:
-    return tokenizer.encode(prompt) or [tokenizer.eod_id]
+def encode_prompt(tokenizer: TextTokenizer, prompt: Prompt) -> Sequence[int]:
+    """Token ids; an empty text starts a new document."""
+    return (tokenizer.encode(prompt) if isinstance(prompt, str) else prompt) or [tokenizer.eod_id]
 
 
 def check_texts(model: GPT, tokenizer: TextTokenizer, stop_strings: Sequence[str]) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2] / "dgpt"
 ENTRYPOINTS = {"cli", "verbs", "pretrain", "setup", "resume", "changes", "preview", "generate",
-               "export", "chat", "generation_verbs", "checkpoint_verbs", "submit", "slurm_verbs"}  # fmt: skip
+               "export", "chat", "generation_verbs", "evaluate", "evaluation_verbs", "harness",
+               "checkpoint_verbs", "submit", "slurm_verbs"}  # fmt: skip
 ALLOWED = {
     "errors": set(),
     "fragments": set(),
