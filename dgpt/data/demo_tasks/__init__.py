@@ -15,6 +15,7 @@ from dgpt.data.demo_tasks.statements import next_statements
 from dgpt.data.demo_tasks.summaries import conversations, prompts
 from dgpt.errors import UserError
 
+FILES = ("train.jsonl", "validation.jsonl")
 KINDS: Mapping[str, Callable[[], Iterable[Example]]] = {
     "generation": prompts,  # what a function does, from its signature
     "chat": conversations,  # the same as messages
@@ -23,15 +24,22 @@ KINDS: Mapping[str, Callable[[], Iterable[Example]]] = {
 }
 
 
+def provide_demo(kind: str, folder: str | Path) -> None:
+    """Write the files of `write_demo` where they are not there yet."""
+    if not all(Path(folder, name).is_file() for name in FILES):
+        print(f"making the demo examples for {kind} in {folder}", flush=True)
+        write_demo(kind, folder)
+
+
 def write_demo(kind: str, folder: str | Path) -> None:
     """Write train.jsonl and validation.jsonl of a kind of KINDS. Each is put in place whole."""
     if kind not in KINDS:
         raise UserError(f"there are no demo examples of kind '{kind}'", rule=f"kinds are {', '.join(KINDS)}",
                         fix="choose one of them")  # fmt: skip
-    train, validation = split(KINDS[kind]())
+    parts = split(KINDS[kind]())
     Path(folder).mkdir(parents=True, exist_ok=True)
-    _write(Path(folder, "train.jsonl"), train)
-    _write(Path(folder, "validation.jsonl"), validation)
+    for name, examples in zip(FILES, parts, strict=True):
+        _write(Path(folder, name), examples)
 
 
 def split(examples: Iterable[Example]) -> tuple[list[Example], list[Example]]:

@@ -2,6 +2,7 @@
 
 import ast
 import itertools
+import re
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ def questions() -> Iterator[Example]:
         for kind, ask in KINDS.items():
             for question, answers in ask(context):
                 spans = [context.span(answer) for answer in answers]
-                if all(end - start <= LONGEST_ANSWER and "\n" not in context.text[start:end] for start, end in spans):
+                if all(is_answer(context.text[start:end]) for start, end in spans):
                     yield example(context, kind, question, spans)
 
 
@@ -71,6 +72,11 @@ def example(context: Context, kind: str, question: str, spans: list[tuple[int, i
     row = {"id": f"{place}: {question}", "context": context.text, "question": question, "answers": answers}
     group, share = (kind, ANSWERABLE) if spans else (f"{kind} without answer", 1 - ANSWERABLE)
     return Example(context.function.module, group, round(EACH * share), f"{question}\n{context.text}", row)
+
+
+def is_answer(text: str) -> bool:
+    """One line, not too long, and with a word: SQuAD's scores know no other text."""
+    return len(text) <= LONGEST_ANSWER and "\n" not in text and re.search(r"\w\w|\d", text) is not None
 
 
 def context_of(function: Function) -> Context | None:
