@@ -4,7 +4,7 @@ import ast
 import itertools
 import re
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,8 @@ INDENT = 4 * " "  # of a method
 EACH = 500  # questions of a kind, at most
 ANSWERABLE = 0.8  # share of them
 
-Asked = tuple[str, list[ast.expr | tuple[int, int]]]  # a question, and where its answers stand
+Place = ast.expr | ast.stmt | tuple[int, int]  # a node of the file, or start and end in the context
+Asked = tuple[str, Sequence[Place]]  # a question, and where its answers stand
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Context:
     function: Function
     text: str
 
-    def span(self, answer: ast.expr | tuple[int, int]) -> tuple[int, int]:
+    def span(self, answer: Place) -> tuple[int, int]:
         """Start and end in `text`, of a node of the whole file."""
         if isinstance(answer, tuple):
             return answer
@@ -140,10 +141,14 @@ def of_classes(context: Context) -> Iterator[Asked]:
 
 
 def of_docstrings(context: Context) -> Iterator[Asked]:
-    summary = context.function.summary
-    start = context.text.find(summary)  # -1 where it is broken over lines
-    if start >= 0:
-        yield f"What is {context.function.full_name} for?", [(start, start + len(summary))] if summary else []
+    question, summary = f"What is {context.function.full_name} for?", context.function.summary
+    if not summary:
+        yield question, []
+        return
+    docstring, _ = context.span(context.function.node.body[0])
+    start = context.text.find(summary, docstring)
+    if start >= 0:  # else it is broken over lines
+        yield question, [(start, start + len(summary))]
 
 
 KINDS: dict[str, Callable[[Context], Iterator[Asked]]] = {

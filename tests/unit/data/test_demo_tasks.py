@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,16 @@ from dgpt.data.demo_tasks.functions import functions
 from dgpt.data.demo_tasks.statements import kind_of
 from dgpt.errors import UserError
 
-MADE = {}
+
+@cache
+def candidates(kind: str) -> list[Example]:
+    return list(KINDS[kind]())
 
 
+@cache
 def made(kind: str) -> tuple[list[Example], list[Example]]:
-    """Training and validation examples, made once for all tests."""
-    if kind not in MADE:
-        MADE[kind] = split(KINDS[kind]())
-    return MADE[kind]
+    """Training and validation examples."""
+    return split(candidates(kind))
 
 
 def rows(kind: str) -> list[dict[str, Any]]:
@@ -48,13 +51,13 @@ def test_validation_has_modules_and_texts_of_its_own(kind: str) -> None:
 
 
 def test_files_are_the_same_every_time(tmp_path: Path) -> None:
-    write_demo("classification", tmp_path / "a")
-    write_demo("classification", tmp_path / "b")
+    write_demo("chat", tmp_path / "a")
+    write_demo("chat", tmp_path / "b")
     names = {"train.jsonl", "validation.jsonl"}
     assert {path.name for path in (tmp_path / "a").iterdir()} == names
     assert all((tmp_path / "a" / n).read_bytes() == (tmp_path / "b" / n).read_bytes() for n in names)
     lines = (tmp_path / "a/train.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == [example.row for example in made("classification")[0]]
+    assert [json.loads(line) for line in lines] == [example.row for example in made("chat")[0]]
 
 
 def test_a_kind_that_does_not_exist_is_refused(tmp_path: Path) -> None:
@@ -104,7 +107,7 @@ def test_a_known_function() -> None:
 
 
 def all_of(kind: str) -> list[dict[str, Any]]:
-    return [example.row for example in KINDS[kind]()]
+    return [example.row for example in candidates(kind)]
 
 
 def test_spans_are_exact_and_some_questions_have_no_answer() -> None:
