@@ -1,37 +1,19 @@
 """New checkpoints of weights alone, made of one checkpoint or of several, one parameter in memory at a time."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
-from hashlib import sha256
-from uuid import uuid4
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-import dgpt
 from dgpt.checkpoint.compatible import model_difference, read_config
 from dgpt.checkpoint.find import Found
-from dgpt.checkpoint.format import (
-    DTYPE_NAMES,
-    DTYPES,
-    MANIFEST,
-    MANIFEST_HASH,
-    FileEntry,
-    FragmentTable,
-    Manifest,
-    MeshEntry,
-    TensorEntry,
-    safetensors_header,
-)
-from dgpt.checkpoint.output import Chunks, Write, check_free, new_folder
+from dgpt.checkpoint.format import DTYPE_NAMES, DTYPES, Manifest, TensorEntry
+from dgpt.checkpoint.output import check_free
 from dgpt.checkpoint.progress import Advance, byte_bar
+from dgpt.checkpoint.weights import WEIGHT, new_checkpoint, whole_entry
 from dgpt.checkpoint.whole import check_files, files_of, read_tensor, tensor_bytes
 from dgpt.errors import UserError
 from dgpt.storage import Place
-
-WEIGHT = "weight"
-FILE_BYTES = 4 << 30  # of a file; a larger parameter has one of its own
-ALONE = MeshEntry(world_size=1, dp_size=1, tp=1, zero_stage=0)
 
 
 def export(
@@ -66,79 +48,21 @@ def _rewrite(
 ) -> Manifest:  # fmt: skip
     for found in sources:
         _check_weights(found)
-    check_free(output, like.manifest.step)
-    tensors = _entries(like, dtype)
+    manifest = like.manifest
+    check_free(output, manifest.step)
     read = [(found, files_of(found, [WEIGHT])) for found in sources]
     total = sum(tensor_bytes(found, [WEIGHT]) + sum(file.size for file in files) for found, files in read)
-    attempt = f"rewrite-{uuid4().hex}"
     with byte_bar(f"writing {output.name}", total, enabled=progress) as advance:
         for found, touched in read:
             check_files(found, touched, advance)
-        with new_folder(output, attempt, sum(map(_bytes, tensors))) as write:
-            for name, content in extra.items():
-                write(name, iter([content]))
-            return _write_checkpoint(sources, like, tensors, attempt, write, advance)
+        return new_checkpoint(output, manifest.step, manifest.meta, _entries(like, dtype),
+                              lambda entry: _mean(sources, entry, advance), extra, epoch=manifest.epoch)  # fmt: skip
 
 
-def _write_checkpoint(
-    sources: Sequence[Found], like: Found, tensors: tuple[TensorEntry, ...], attempt: str, write: Write,
-    advance: Advance,
-) -> Manifest:  # fmt: skip
-    """The files, then the manifest that describes them, checked as a reader checks it."""
-    entries = []
-    for number, group in enumerate(_groups(tensors)):
-        name, table = f"rank_{number:05d}.safetensors", _table(tensors, group)
-        header = safetensors_header(like.manifest.step, attempt, tensors, (WEIGHT,), table)
-        payload = (_mean(sources, tensors[i], advance) for i in group)
-        size, digest = write(name, _chunks(header, payload))
-        entries.append(FileEntry(name=name, size=size, sha256=digest, fragments=table))
-    values = {"attempt": attempt, "created": datetime.now(UTC).replace(microsecond=0), "dgpt": dgpt.__version__,
-              "torch": torch.__version__, "mesh": ALONE, "states": (WEIGHT,), "tensors": tensors,
-              "files": tuple(entries)}  # fmt: skip
-    content = like.manifest.model_copy(update=values).model_dump_json().encode()
-    manifest = Manifest.model_validate_json(content)
-    write(MANIFEST_HASH, iter([f"{sha256(content).hexdigest()}  {MANIFEST}\n".encode()]))
-    write(MANIFEST, iter([content]))
-    return manifest
-
-
-def _entries(like: Found, dtype: torch.dtype | None) -> tuple[TensorEntry, ...]:
-    """The tensors as they will be stored: whole, wide elements first, so that each is aligned to its element size."""
-    entries = [
-        t.model_copy(update={"tp_axis": None, "tp_size": 1,
-                             "states": {WEIGHT: DTYPE_NAMES[dtype] if dtype else t.states[WEIGHT]}})
-        for t in like.manifest.tensors
-    ]  # fmt: skip
-    return tuple(sorted(entries, key=lambda entry: -entry.itemsize(WEIGHT)))
-
-
-def _bytes(entry: TensorEntry) -> int:
-    return entry.part_numel * entry.itemsize(WEIGHT)
-
-
-def _groups(tensors: Sequence[TensorEntry]) -> list[list[int]]:
-    """Which tensors go into which file."""
-    groups: list[list[int]] = [[]]
-    room = FILE_BYTES
-    for i, tensor in enumerate(tensors):
-        if _bytes(tensor) > room and groups[-1]:
-            groups.append([])
-            room = FILE_BYTES
-        groups[-1].append(i)
-        room -= _bytes(tensor)
-    return groups
-
-
-def _table(tensors: Sequence[TensorEntry], group: Sequence[int]) -> FragmentTable:
-    zeros = (0,) * len(group)
-    return FragmentTable(tensor=tuple(group), state=zeros, tp_rank=zeros, start=zeros,
-                         numel=tuple(tensors[i].part_numel for i in group))  # fmt: skip
-
-
-def _chunks(header: bytes, tensors: Iterator[Tensor]) -> Chunks:
-    yield header
-    for tensor in tensors:
-        yield tensor.flatten().view(torch.uint8).numpy().data
+def _entries(like: Found, dtype: torch.dtype | None) -> list[TensorEntry]:
+    """The tensors as they will be stored."""
+    return [whole_entry(t.name, t.shape, DTYPE_NAMES[dtype] if dtype else t.states[WEIGHT])
+            for t in like.manifest.tensors]  # fmt: skip
 
 
 def _mean(sources: Sequence[Found], entry: TensorEntry, advance: Advance) -> Tensor:

@@ -4,9 +4,10 @@ import argparse
 from collections.abc import Sequence
 
 from dgpt import __version__, outcome
-from dgpt.cli import checkpoints, finetuning, models, slurm, training
+from dgpt.cli import checkpoints, evaluation, finetuning, huggingface, slurm, training
 
-ADDERS = (*training.ADDERS, *finetuning.ADDERS, *slurm.ADDERS, *models.ADDERS, *checkpoints.ADDERS)
+ADDERS = (*training.ADDERS, *finetuning.ADDERS, *slurm.ADDERS, *evaluation.ADDERS, *huggingface.ADDERS,
+          *checkpoints.ADDERS)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -141,3 +141,6 @@ def _metric_is_known(c: FinetuneConfig) -> Iterator[str]:
     if c.best.metric not in c.task.metrics:
         yield (f"best.metric = '{c.best.metric}' is no result of task.kind = '{c.task.kind}'; "
                f"it has {', '.join(c.task.metrics)}")  # fmt: skip
+    if c.parallel.zero_stage == 3 and c.best.metric not in ("loss", "perplexity"):
+        yield (f"best.metric = '{c.best.metric}' with parallel.zero_stage = 3, where only the loss is measured; "
+               "set best.metric = 'loss', or a lower zero_stage")  # fmt: skip

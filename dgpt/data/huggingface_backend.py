@@ -5,7 +5,7 @@ Two kinds are: byte-level (GPT-2, Llama 3), and byte fallback (Llama 2).
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from dgpt.data.tokenizer import SPACE, Backend
@@ -18,14 +18,10 @@ def huggingface_backend(model: bytes, special_tokens: tuple[str, ...]) -> Backen
     """Wrap the bytes of a tokenizer.json. Raises UserError where it is none, or cannot give every text back."""
     from tokenizers import Tokenizer
 
+    settings, specials, literals, piece_bytes = lossless_settings(model, special_tokens)
+    vocab: dict[str, int] = settings["model"]["vocab"]
     try:
-        settings = json.loads(model)
-        specials = _take_special_tokens(settings, special_tokens)
-        vocab: dict[str, int] = settings["model"]["vocab"]
-        literals, piece_bytes = _lossless(settings, vocab)
         tokenizer = Tokenizer.from_str(json.dumps(settings))
-    except UserError:
-        raise
     except Exception as error:  # `tokenizers` raises bare Exception
         raise _refuse(f"{type(error).__name__}: {error}") from None
 
@@ -39,6 +35,24 @@ def huggingface_backend(model: bytes, special_tokens: tuple[str, ...]) -> Backen
         table[i] = name.encode()
     whole = re.compile(rf"{SPACE}|[^{SPACE}]+" if literals else r"(?s:.+)")
     return Backend("tokenizer.json", model, encode, table, specials, whole, False, literals)
+
+
+Lossless = tuple[dict[str, Any], dict[str, int], dict[str, list[int]], Callable[[str], bytes]]
+
+
+def lossless_settings(model: bytes, special_tokens: tuple[str, ...]) -> Lossless:
+    """A tokenizer.json without what changes the text, and without special tokens; these, with their ids.
+
+    Also the ids of literal chunks, and the function from a piece to its bytes. Raises UserError as the backend does.
+    """
+    try:
+        settings = json.loads(model)
+        specials = _take_special_tokens(settings, special_tokens)
+        return settings, specials, *_lossless(settings, settings["model"]["vocab"])
+    except UserError:
+        raise
+    except Exception as error:  # whatever a file of another kind leads to
+        raise _refuse(f"{type(error).__name__}: {error}") from None
 
 
 def _take_special_tokens(settings: dict[str, Any], names: tuple[str, ...]) -> dict[str, int]:
@@ -75,11 +89,12 @@ def _lossless(settings: dict[str, Any], vocab: dict[str, int]) -> tuple[dict[str
             node["add_prefix_space"] = False
         return {}, lambda piece: b"".join(byte_level.get(c, c.encode()) for c in piece)
     if model.get("byte_fallback") and vocab.keys() >= set(BYTE_NAMES):
-        settings["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-        settings["pre_tokenizer"] = None
+        spaced = not any(SPACE in piece for piece in vocab)  # pieces with plain spaces, as dgpt exports them
+        replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+        settings |= {"normalizer": None if spaced else replace, "pre_tokenizer": None}
         names = {name: bytes([byte]) for byte, name in enumerate(BYTE_NAMES)}
-        literal = [vocab[BYTE_NAMES[byte]] for byte in SPACE.encode()]
-        return {SPACE: literal}, lambda piece: names.get(piece) or piece.replace(SPACE, " ").encode()
+        literal = {} if spaced else {SPACE: [vocab[BYTE_NAMES[byte]] for byte in SPACE.encode()]}
+        return literal, lambda piece: names.get(piece) or piece.replace(SPACE, " ").encode()
     raise _refuse("it is neither byte-level nor has it byte fallback, so some characters would be lost")
 
 

@@ -7,15 +7,17 @@ from typing import Any
 from dgpt.data.tokenizer import SPACE, Backend
 from dgpt.errors import UserError
 
-UNKNOWN, CONTROL, BYTE, BPE = 2, 3, 6, 2  # piece types and a model type of sentencepiece_model.proto
-# Parts that no piece of a usual BPE model spans: a word or a run of signs with the spaces before it, spaces, a newline.
+UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6  # types of pieces in sentencepiece_model.proto
+UNIGRAM, BPE = 1, 2  # types of models there
+SCORE_STEPS = 1024  # of a unigram score in [n, n + 1)
+# Parts that no piece of a usual model spans: a word or a run of signs with the spaces before it, spaces, a newline.
 WORDS = re.compile(rf"{SPACE}|\n| *[^\W\d_]+| *(?:[^\w \n{SPACE}]|[\d_])+| +")
 WHOLE = re.compile(rf"{SPACE}|[^{SPACE}]+")
 
 
 def sentencepiece_backend(model: bytes, special_tokens: tuple[str, ...]) -> Backend:
     """Wrap a serialised ModelProto. Raises UserError where it is none, is damaged, or has no byte fallback."""
-    proto = _lossless(model, special_tokens)
+    proto = lossless_proto(model, special_tokens)
     try:
         return _wrap(model, proto)
     except (RuntimeError, ValueError) as error:
@@ -28,7 +30,7 @@ def _wrap(model: bytes, proto: Any) -> Backend:
     processor = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
     pieces = [processor.id_to_piece(i) for i in range(processor.vocab_size())]
     from_text = [p.replace(SPACE, " ") for i, p in enumerate(pieces) if _is_from_text(processor, i)]
-    words = proto.trainer_spec.model_type == BPE and all(map(WORDS.fullmatch, from_text))
+    words = proto.trainer_spec.model_type in (UNIGRAM, BPE) and all(map(WORDS.fullmatch, from_text))
 
     def encode(texts: list[str]) -> list[Sequence[int]]:
         return processor.encode(texts, num_threads=1)  # type: ignore[no-any-return]  # the library is untyped
@@ -45,8 +47,8 @@ def _wrap(model: bytes, proto: Any) -> Backend:
     )
 
 
-def _lossless(model: bytes, special_tokens: tuple[str, ...]) -> Any:
-    """Set identity normalisation, and make each special token a control piece; new ones go to the end."""
+def lossless_proto(model: bytes, special_tokens: tuple[str, ...]) -> Any:
+    """The ModelProto with identity normalisation, and each special token a control piece; new ones go to the end."""
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
 
@@ -61,8 +63,19 @@ def _lossless(model: bytes, special_tokens: tuple[str, ...]) -> Any:
     proto.normalizer_spec.add_dummy_prefix = False
     proto.normalizer_spec.remove_extra_whitespaces = False
     proto.denormalizer_spec.Clear()
+    if proto.trainer_spec.model_type == UNIGRAM:
+        _round_scores(proto)
     _mark_special(proto, special_tokens)
     return proto
+
+
+def _round_scores(proto: Any) -> None:
+    """Let sums of scores be exact in fp32, up to 16,384: else rounding, which depends on the text before, breaks ties.
+
+    Five spaces are 4 + 1 or 1 + 4 at the same score; another implementation would choose otherwise.
+    """
+    for piece in proto.pieces:
+        piece.score = round(piece.score * SCORE_STEPS) / SCORE_STEPS
 
 
 def _mark_special(proto: Any, special_tokens: tuple[str, ...]) -> None:

@@ -8,8 +8,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2] / "dgpt"
 ENTRYPOINTS = {"cli", "verbs", "pretrain", "setup", "resume", "changes", "preview", "generate", "pulse",
-               "export", "checkpoint_verbs", "submit", "slurm_verbs", "run", "start", "finetune",
-               "finetuned", "finetune_setup", "finetune_verbs", "lora", "predict"}  # fmt: skip
+               "export", "chat", "generation_verbs", "evaluate", "evaluation_verbs", "harness", "checkpoint_verbs",
+               "submit", "slurm_verbs", "huggingface_verbs", "run", "start", "finetune", "finetuned", "finetune_setup",
+               "finetune_verbs", "lora", "predict"}  # fmt: skip
 ALLOWED = {
     "errors": set(),
     "fragments": set(),
@@ -19,10 +20,12 @@ ALLOWED = {
     "lease": {"errors"},
     "storage": {"errors"},
     "tables": set(),
+    "progress": set(),
     "model": {"config", "errors"},
     "data": {"config", "errors", "storage"},
     "parallel": {"config", "errors", "fragments", "model", "runtime", "train"},
     "checkpoint": {"config", "errors", "fragments", "model", "runtime", "storage"},
+    "huggingface": {"checkpoint", "config", "data", "errors", "model", "storage"},
     "train": {"config", "errors", "model", "watch"},
     "tasks": {"config", "data", "errors", "model"},
     "launch": {"errors", "runtime", "scripts"},

@@ -17,7 +17,8 @@ from dgpt.outcome import DONE
 
 ROOT = Path(__file__).parents[2]
 VERBS = ("prepare", "pretrain", "submit", "status", "logs", "stop", "save",
-         "generate", "checkpoint", "export", "tensorboard", "parity")  # fmt: skip
+         "generate", "chat", "evaluate", "checkpoint", "export", "import", "convert-pickle", "tensorboard",
+         "parity")  # fmt: skip
 
 
 def help_of(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -97,7 +98,9 @@ def test_overrides_may_stand_before_and_after_options(capsys: pytest.CaptureFixt
     [(), ("train",), ("pretrain",), ("pretrain", "x.toml", "--nproc", "two"), ("pretrain", "x.toml", "--print"),
      ("pretrain", "x.toml", "--npro", "2"), ("pretrain", "x.toml", "seed=1", "--lr", "3"), ("checkpoint", "drop", "x"),
      ("checkpoint",), ("checkpoint", "list", "x", "y"), ("checkpoint", "diff", "x"), ("checkpoint", "average", "x"),
-     ("export", "x"), ("export", "x", "y", "--dtype", "fp8"), ("generate",), ("generate", "x", "--temprature", "1")],
+     ("export", "x"), ("export", "x", "y", "--dtype", "fp8"),
+     ("export", "x", "y", "--max-shard-size", "0"), ("export", "x", "y", "--max-shard-size", "5 tons"), ("import", "x"),
+     ("generate",), ("generate", "x", "--temprature", "1")],
     ids=" ".join,
 )  # fmt: skip
 def test_what_the_command_line_does_not_know(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,7 +57,7 @@ def test_an_export_generates_the_same_text_with_nothing_else(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "somewhere" / "model"
-    assert main(["export", str(run), str(output)]) == DONE
+    assert main(["export", str(run), str(output), "--format", "dgpt"]) == DONE
     assert capsys.readouterr().out.startswith(f"{output}: weights of step 2 in fp32, ")
     names = {"config.toml", "manifest.json", "manifest.sha256", "rank_00000.safetensors", "tokenizer"}
     assert {path.name for path in output.iterdir()} == names
@@ -69,7 +69,7 @@ def test_an_export_generates_the_same_text_with_nothing_else(
 
 
 def test_bf16_is_rounded_once_and_generates(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["export", str(run), str(tmp_path / "model"), "--dtype", "bf16"]) == DONE
+    assert main(["export", str(run), str(tmp_path / "model"), "--format", "dgpt", "--dtype", "bf16"]) == DONE
     exact = weights(run)
     for name, tensor in weights(tmp_path / "model").items():
         assert torch.equal(tensor, exact[name].bfloat16().float())
@@ -80,10 +80,10 @@ def test_bf16_is_rounded_once_and_generates(run: Path, tmp_path: Path, capsys: p
 def test_a_model_goes_to_a_url_and_is_used_from_there(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     url = "memory://test-export/model"
     try:
-        assert main(["export", str(run / "checkpoints" / "step_00000001"), url]) == DONE
+        assert main(["export", str(run / "checkpoints" / "step_00000001"), url, "--format", "dgpt"]) == DONE
         assert main(["checkpoint", "verify", url]) == DONE
         assert main(["checkpoint", "diff", url, str(run / "checkpoints" / "step_00000001")]) == DONE
-        assert main(["export", str(run), url]) == MISTAKE
+        assert main(["export", str(run), url, "--format", "dgpt"]) == MISTAKE
         capsys.readouterr()
         assert sample(url, capsys) == sample(run / "checkpoints" / "step_00000001", capsys)
     finally:
@@ -104,7 +104,7 @@ def test_an_average_generates_and_is_the_mean(run: Path, tmp_path: Path, capsys:
 def test_another_tokenizer_is_refused_by_generate_and_verify(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["export", str(run), str(tmp_path / "model")]) == DONE
+    assert main(["export", str(run), str(tmp_path / "model"), "--format", "dgpt"]) == DONE
     settings = tmp_path / "model" / "tokenizer" / "tokenizer_settings.json"
     settings.write_text(settings.read_text().replace("\n}", ' ,\n "more": 1}'))  # another file, the same tokenizer
     assert main(["checkpoint", "verify", str(tmp_path / "model")]) == DONE

@@ -64,7 +64,7 @@ def test_bf16_rounds_to_nearest_and_halves_the_bytes(save, state, tmp_path):
 
 
 def test_large_models_become_several_files(save, state, tmp_path, monkeypatch):
-    monkeypatch.setattr(rewrite, "FILE_BYTES", 500)
+    monkeypatch.setattr("dgpt.checkpoint.weights.FILE_BYTES", 500)
     source = save(1, state(seed=3))
     manifest = rewrite.export(source, tmp_path / "out", torch.float32, {})
     payload = [4 * sum(file.fragments.numel) for file in manifest.files]

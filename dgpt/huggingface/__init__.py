@@ -1,0 +1,1 @@
+"""Models in the form that `transformers` reads, out and in: settings, weights, tokenizer, model card."""

@@ -1,0 +1,102 @@
+"""README.md of an exported model: what it is, what it was trained on and how, and how to use it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import JsonValue
+
+import dgpt
+from dgpt.checkpoint.format import Manifest
+from dgpt.config import flat
+from dgpt.huggingface.settings import Task
+
+SECTIONS = ("model", "optimizer", "schedule", "precision", "training", "task", "lora")  # that name no path or machine
+PIPELINES = {
+    "language_model": "text-generation",
+    "classification": "text-classification",
+    "extractive_qa": "question-answering",
+}
+CLASSES = {
+    "language_model": "AutoModelForCausalLM",
+    "classification": "AutoModelForSequenceClassification",
+    "extractive_qa": "AutoModelForQuestionAnswering",
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a checkpoint knows of its training."""
+
+    step: int
+    tokens: int  # trained on
+    loss: float | None  # of the last step
+    data_hash: str
+    tokenizer_hash: str
+    settings: Mapping[str, JsonValue]  # of the run
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "Facts":
+        meta = manifest.meta
+        return cls(manifest.step, meta.tokens, meta.loss, meta.data_hash, meta.tokenizer_hash, meta.config)
+
+    @property
+    def task(self) -> Task:
+        """What the head is for, if it was fine-tuned; generation needs no other head than a language model's."""
+        task: Any = self.settings.get("task") or {}
+        if task.get("kind") not in ("classification", "extractive_qa"):
+            return Task()
+        return Task(task["kind"], tuple(task.get("labels") or ()), bool(task.get("multi_label")))
+
+
+def model_card(name: str, title: str, parameters: int, task: Task, facts: Facts) -> str:
+    """Markdown with the front matter of the Hugging Face hub. title: the class of transformers."""
+    facts_of_training = {
+        "architecture": title,
+        "parameters": f"{parameters:,}",
+        "optimizer steps": f"{facts.step:,}",
+        "tokens trained on": f"{facts.tokens:,}",
+        "loss of the last step": "unknown" if facts.loss is None else f"{facts.loss:.4f}",
+        "data (sha256 of the prepared tokens)": facts.data_hash or "unknown",
+        "tokenizer (sha256)": facts.tokenizer_hash,
+        "written by": f"dgpt {dgpt.__version__}",
+    }
+    rows = "\n".join(f"| {key} | {value} |" for key, value in facts_of_training.items())
+    chosen = {name: facts.settings[name] for name in SECTIONS if name in facts.settings}
+    settings = "\n".join(f"{key} = {value!r}" for key, value in flat(chosen).items())
+    return TEMPLATE.format(name=name, pipeline=PIPELINES[task.kind], rows=rows, settings=settings,
+                           model_class=CLASSES[task.kind])  # fmt: skip
+
+
+TEMPLATE = """\
+---
+library_name: transformers
+pipeline_tag: {pipeline}
+tags:
+- dgpt
+# license: yours to choose
+---
+
+# {name}
+
+```python
+from transformers import {model_class}, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = {model_class}.from_pretrained("{name}")
+```
+
+## Training
+
+| | |
+|---|---|
+{rows}
+
+```
+{settings}
+```
+
+## License
+
+Not stated. Whoever publishes the model chooses one that the training data allow.
+"""
