@@ -30,3 +30,17 @@ def test_a_phase_that_fails_is_counted() -> None:
     with pytest.raises(RuntimeError, match="broken"):
         broken()
     assert timings.take()["data"] >= 0.01
+
+
+def test_a_rank_s_own_seconds_are_its_data_and_forward_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 5.0, 7.0, 10.0, 14.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    entered: list[tuple[int, str]] = []
+    timings = Timings(lambda step, phase: entered.append((step, phase)))
+    for timings.done, phase in ((3, "data"), (3, "forward"), (4, "backward")):
+        with timings(phase):  # type: ignore[arg-type]
+            pass
+    assert timings.own() == 3.0
+    assert entered == [(3, "data"), (3, "forward"), (4, "backward")]
+    timings.take()
+    assert timings.own() == 0.0
