@@ -20,10 +20,11 @@ class Node:
         self.now, self.processes = 100.0, processes
         beats = folder / f"node_{first}"
         self.watch = Watch(beats, f"n{first}", clock=lambda: self.now)
-        self.hearts = [
-            Heartbeat(beats, Identity(first + rank, process.pid, world, "a", str(folder), 5.0), Patience(5, 8))
-            for rank, process in enumerate(processes)
-        ]
+        self.hearts = []
+        for rank, process in enumerate(processes, first):
+            patience = Patience(5, 8)
+            self.hearts.append(Heartbeat(beats, Identity(rank, process.pid, world, "a", str(folder), 5.0), patience))
+            patience.first_step(1)
 
     def look(self, seconds: float, *moves: Callable[[], None]) -> None:
         """`seconds` pass, in looks of half a second, before each of which the ranks do `moves`."""
