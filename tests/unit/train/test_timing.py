@@ -3,6 +3,7 @@
 import time
 
 import pytest
+import torch
 
 from dgpt.train.timing import PHASES, Timings
 
@@ -44,3 +45,34 @@ def test_a_rank_s_own_seconds_are_its_data_and_forward_passes(monkeypatch: pytes
     assert entered == [(3, "data"), (3, "forward"), (4, "backward")]
     timings.take()
     assert timings.own() == 0.0
+
+
+class FakeEvent:
+    """An event of a device on which each forward pass takes 3 ms, and what is between two of them 5 ms."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.time = FakeEvent.now = FakeEvent.now + (5.0 if FakeEvent.now % 8 == 3 else 3.0)
+
+    def elapsed_time(self, end: "FakeEvent") -> float:
+        return end.time - self.time
+
+
+@pytest.mark.parametrize("passes", [1, 10, 3000])  # the last is more than it keeps events of
+def test_on_cuda_forward_passes_are_timed_by_events(monkeypatch: pytest.MonkeyPatch, passes: int) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(FakeEvent, "now", 3.0)
+    monkeypatch.setattr(time, "perf_counter", lambda: 0.0)
+    timings = Timings(device=torch.device("cuda"))
+    for _ in range(2):  # `take` starts again
+        for _ in range(passes):
+            with timings("forward"):
+                pass
+            with timings("backward"):
+                pass
+        assert timings.own() == pytest.approx(0.003 * passes)
+        timings.take()

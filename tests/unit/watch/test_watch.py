@@ -19,7 +19,8 @@ class Node:
     ) -> None:
         self.now, self.processes = 100.0, processes
         beats = folder / f"node_{first}"
-        self.watch = Watch(beats, f"n{first}", clock=lambda: self.now)
+        self.told: list[list[bool]] = []
+        self.watch = Watch(beats, f"n{first}", lambda watch: self.told.append(self.killed), lambda: self.now)
         self.hearts = []
         for rank, process in enumerate(processes, first):
             patience = Patience(5, 8)
@@ -73,6 +74,7 @@ def test_a_hang_is_found_when_the_patience_ends(tmp_path: Path, sleepers: Sleepe
     assert node.watch.hang is not None
     assert node.watch.hang.ranks == (1,)
     assert node.watch.own_stacks == {0: "a stack", 1: "a stack"}
+    assert node.told == [[False, False]], "before the ranks are ended"
     assert [process.wait(30) for process in sleepers[:2]] == [-9, -9]
 
 
