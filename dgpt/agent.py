@@ -23,7 +23,6 @@ from dgpt import outcome, runtime
 from dgpt.outcome import Verdict
 from dgpt.watch import remains
 from dgpt.watch.agent import Watch
-from dgpt.watch.hang import Hang
 from dgpt.watch.runtime import mark_as_agent
 
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -66,7 +65,7 @@ def _run(arguments: Sequence[str], relay: Relay) -> Verdict:
         heartbeats, logs = Path(folder) / "heartbeats", Path(folder) / "logs"
         mark_as_agent(heartbeats)
         failures: Mapping[int, ProcessFailure] = {}
-        with Watch(heartbeats, runtime.node()) as watch:
+        with Watch(heartbeats, runtime.node(), _tell_hang) as watch:
             try:
                 torchrun.run(torchrun.parse_args(["--log-dir", str(logs), *arguments]))  # type: ignore[no-untyped-call]
             except ChildFailedError as error:
@@ -75,7 +74,7 @@ def _run(arguments: Sequence[str], relay: Relay) -> Verdict:
                 text = f"dgpt: {runtime.node()}: the nodes did not find each other: {error} ({error.__cause__})"
                 return Verdict(runtime.node(), outcome.FAILED, text, time.time(), final=False)
         if watch.hang and failures:
-            return hung(watch.hang, watch.since, watch.own_stacks)
+            return hung(watch)
         return judge(failures, outcome.read_reports(logs), relay.received)
 
 
@@ -87,17 +86,30 @@ def _end(verdict: Verdict) -> int:
     """
     if verdict.text:
         print(verdict.text, file=sys.stderr, flush=True)
-    path = runtime.verdict_file()
-    if path is None:
+    if not _tell(verdict):
         return verdict.exit_code
-    verdict.write(path)
     return outcome.DONE if verdict.exit_code == outcome.STOPPED else verdict.exit_code
 
 
-def hung(hang: Hang, since: float, stacks: Mapping[int, str]) -> Verdict:
+def _tell(verdict: Verdict) -> bool:
+    """Write it for the batch script of a job, if there is one."""
+    path = runtime.verdict_file()
+    if path is not None:
+        verdict.write(path)
+    return path is not None
+
+
+def _tell_hang(watch: Watch) -> None:
+    """At once: srun ends this agent as soon as that of another node has ended."""
+    _tell(hung(watch))
+
+
+def hung(watch: Watch) -> Verdict:
     """Alike from all agents, but that the one of the missing ranks has their stacks, and says it first."""
-    own = [stacks[rank] for rank in hang.ranks if rank in stacks][:SHOWN_STACKS]
-    return Verdict(hang.node, outcome.FAILED, "\n".join((*own, hang.text)), since + 0.01 * (not own), final=False)
+    assert watch.hang is not None
+    own = [watch.own_stacks[rank] for rank in watch.hang.ranks if rank in watch.own_stacks]
+    text = "\n".join((*own[:SHOWN_STACKS], watch.hang.text))
+    return Verdict(watch.hang.node, outcome.FAILED, text, watch.since + 0.01 * (not own), final=False)
 
 
 def judge(failures: Mapping[int, ProcessFailure], reports: Mapping[int, outcome.Report], signals: list[int]) -> Verdict:

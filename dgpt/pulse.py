@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dgpt import runtime as processes
 from dgpt.config import LoopConfig
+from dgpt.outcome import LAST_SECONDS
 from dgpt.runtime import Runtime
 from dgpt.watch.heartbeat import STEPS_OF_PATIENCE, Heartbeat, Identity, Patience
 from dgpt.watch.runtime import heartbeat_folder
@@ -22,12 +23,17 @@ class Pulse:
         run_dir = str(Path(config.run_dir).absolute())
         identity = Identity(runtime.rank, os.getpid(), runtime.world_size, attempt, run_dir, hang)
         heartbeat = Heartbeat(heartbeat_folder(), identity, self._patience)
-        self.enter, self.alive, self.end = heartbeat.enter, heartbeat.alive, heartbeat.end
+        self.enter, self.alive, self._end = heartbeat.enter, heartbeat.alive, heartbeat.end
         self._began: float | None = None
 
     def begin(self) -> None:
         """The first step begins."""
         self._began = time.monotonic()
+
+    def end(self) -> None:
+        """The work is done: what is left to do may not take long."""
+        self._end()
+        processes.end_within(LAST_SECONDS)
 
     def stepped(self) -> None:
         """A step is done; cheap. After the first one, collectives in all groups have less time."""

@@ -1,6 +1,7 @@
 """Where the wall time of a rank goes."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, get_args
@@ -9,6 +10,7 @@ import torch
 
 Phase = Literal["data", "forward", "backward", "step", "checkpoint", "evaluate"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
+KEPT_EVENTS = 2048
 CPU = torch.device("cpu")
 
 
@@ -31,12 +33,14 @@ class Timings:
     def __init__(self, enter: Callable[[int, Phase], None] = _ignore, device: torch.device = CPU) -> None:
         self.done = 0  # optimizer steps finished
         self._enter, self._cuda = enter, device.type == "cuda"
-        self._events: list[torch.cuda.Event] = []  # begin and end of each forward pass
+        self._events: deque[torch.cuda.Event] = deque(maxlen=KEPT_EVENTS)  # begin and end of each forward pass
+        self._forwards = 0
         self._seconds = dict.fromkeys(PHASES, 0.0)
 
     @contextmanager
     def __call__(self, phase: Phase) -> Iterator[None]:
         self._enter(self.done, phase)
+        self._forwards += phase == "forward"
         start = time.perf_counter()
         self._mark(phase)
         try:
@@ -48,16 +52,20 @@ class Timings:
     def own(self) -> float:
         """Seconds since the last `take` that this rank spent before it waited for others: in its data and its forward
         passes. Call it where the device has finished the step."""
-        pairs = zip(self._events[::2], self._events[1::2], strict=True)
-        forward = (
-            sum(begin.elapsed_time(end) for begin, end in pairs) / 1000 if self._cuda else self._seconds["forward"]
-        )
-        return self._seconds["data"] + forward
+        return self._seconds["data"] + (self._on_device() if self._events else self._seconds["forward"])
 
     def take(self) -> dict[Phase, float]:
         """Seconds of every phase since the last call, and start again from zero."""
-        taken, self._seconds, self._events = self._seconds, dict.fromkeys(PHASES, 0.0), []
+        taken, self._seconds = self._seconds, dict.fromkeys(PHASES, 0.0)
+        self._events.clear()
+        self._forwards = 0
         return taken
+
+    def _on_device(self) -> float:
+        """Seconds of the forward passes, from the last of them."""
+        events = iter(self._events)
+        milliseconds: list[float] = [begin.elapsed_time(end) for begin, end in zip(events, events, strict=True)]
+        return self._forwards * sum(milliseconds) / len(milliseconds) / 1000
 
     def _mark(self, phase: Phase) -> None:
         if self._cuda and phase == "forward":

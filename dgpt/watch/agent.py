@@ -38,18 +38,26 @@ class _Course:
         self.beat = beat
 
 
+def _ignore(watch: "Watch") -> None:
+    pass
+
+
 class Watch:
     """Use as a context around torchrun. `hang` is what it found, and `own_stacks` those of its ranks then.
 
     Time is counted in looks: an agent that was frozen itself, with its node or its laptop, blames nobody for it.
     """
 
-    def __init__(self, folder: Path, node: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, folder: Path, node: str, found: Callable[["Watch"], None] = _ignore,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        """`found` is called when there is a hang, before the ranks are ended."""
         folder.mkdir(parents=True, exist_ok=True)
         self.hang: Hang | None = None
         self.since = 0.0  # Unix time from which the run stood still
         self.own_stacks: dict[int, str] = {}
-        self._folder, self._node, self._clock = folder, node, clock
+        self._folder, self._node, self._found, self._clock = folder, node, found, clock
         self._looked = clock()
         self._interval = LOOK_SECONDS[0]
         self._attempt = ""
@@ -130,6 +138,7 @@ class Watch:
         lines = [f"[rank {rank}] {line}" for rank, text in self.own_stacks.items() for line in text.splitlines()]
         print("\n".join((hang.text, *lines)), file=sys.stderr, flush=True)
         self.since, self.hang = since, hang
+        self._found(self)
         if ranks[0].rank == 0 and not alone:
             self._ended.wait(2 * self._interval)
         kill(processes.values())

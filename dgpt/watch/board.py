@@ -16,6 +16,7 @@ from dgpt.watch.hang import Hang, Seen
 
 FOLDER = "heartbeats"
 WORD = "hang.json"
+NOTHING = "nothing was said yet"
 SILENT_LOOKS = 4  # without a newer file of a node, until its agent counts as silent
 
 
@@ -36,9 +37,7 @@ class Board:
         self._own = self._folder / f"node_{first_rank:05d}.json"
         self._look = 0
         self._nodes: dict[Path, _Node] = {}
-        self._word: Hang | str | None = "nothing was said"
-        if first_rank == 0:
-            self._sweep()
+        self._word: Hang | str | None = NOTHING
 
     def _sweep(self) -> None:
         """Remove what earlier starts left."""
@@ -76,6 +75,8 @@ class Board:
 
     def announce(self, hang: Hang | None) -> None:
         """Raises OSError. The file is there from the beginning: a file server may remember for long that one is not."""
+        if self._word == NOTHING:
+            self._sweep()
         if hang != self._word:
             self._put(self._folder / WORD, hang=asdict(hang) if hang else None)
             self._word = hang

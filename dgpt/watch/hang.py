@@ -52,7 +52,10 @@ def find(ranks: Sequence[Seen], world_size: int) -> Hang | None:
     quiet = min(rank.patience for rank in late) / QUIET
     if any(rank.stuck < quiet for rank in awake):
         return None
-    return _describe(_missing(awake, ranks, world_size), awake)
+    missing = _missing(awake, ranks, world_size)
+    if missing and not any(rank.state in HELD or rank in late for rank in missing):
+        return None  # who waits for them is late, they are not: they do what may take longer
+    return _describe(missing, awake)
 
 
 def _missing(awake: Sequence[Seen], ranks: Sequence[Seen], world_size: int) -> list[Seen]:

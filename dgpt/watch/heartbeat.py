@@ -49,14 +49,15 @@ class Beat:
 class Patience:
     """How long a rank may give no sign of life.
 
-    What a rank does for the first time in its life (start, compile, allocate) may take `first_seconds`. Afterwards it
-    is `hang_seconds`, or two steps where they take longer: with CUDA the host may see nothing but the end of a step.
+    Until the first step is done, and in each phase for the first time (an evaluation compiles, a save allocates), it is
+    `first_seconds`; then `hang_seconds`, or two steps where they take longer: with CUDA the host may see nothing but
+    the end of a step.
     """
 
     def __init__(self, hang_seconds: float, first_seconds: float) -> None:
         self._hang_seconds, self._first_seconds = hang_seconds or float("inf"), first_seconds
-        self._step_seconds = 0.0
-        self._known: set[str] = set()
+        self._step_seconds: float | None = None
+        self._phase, self._known = "", set[str]()
 
     def first_step(self, seconds: float) -> None:
         """The first step is done, and took so long."""
@@ -64,11 +65,12 @@ class Patience:
 
     def of(self, phase: str) -> float:
         """Seconds, for the time that begins now."""
-        usual = max(self._hang_seconds, STEPS_OF_PATIENCE * self._step_seconds)
-        if phase in self._known:
-            return usual
-        self._known.add(phase)
-        return max(usual, self._first_seconds)
+        if phase != self._phase:
+            self._known.add(self._phase)
+            self._phase = phase
+        usual = max(self._hang_seconds, STEPS_OF_PATIENCE * (self._step_seconds or 0.0))
+        known = self._step_seconds is not None and phase in self._known
+        return usual if known else max(usual, self._first_seconds)
 
 
 class Heartbeat:

@@ -45,9 +45,12 @@ def body(mode: str, folder: Path) -> int:
 
 
 def watched(process: runtime.Runtime, folder: Path) -> Heartbeat:
+    patience = Patience(HANG_SECONDS, first_seconds=60)
     identity = Identity(process.rank, os.getpid(), process.world_size, process.broadcast(str(time.time())), str(folder),
                         HANG_SECONDS)  # fmt: skip
-    return Heartbeat(heartbeat_folder(), identity, Patience(HANG_SECONDS, 60))
+    heartbeat = Heartbeat(heartbeat_folder(), identity, patience)
+    patience.first_step(0)
+    return heartbeat
 
 
 def act(mode: str, folder: Path, step: int, rank: int) -> None:

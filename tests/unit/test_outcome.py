@@ -159,7 +159,9 @@ def test_a_thread_that_hangs_keeps_no_process(launched: bool) -> None:
 
 def test_a_hang_is_told_alike_by_all_agents_with_the_stack_where_there_is_one() -> None:
     found = Hang("dgpt: hang: rank 3 on n1", "n1", (3,), 7.0)
-    away, near = hung(found, 100.0, {0: "stack of 0"}), hung(found, 100.0, {2: "stack of 2", 3: "stack of 3"})
+    own: list[dict[int, str]] = [{rank: f"stack of {rank}" for rank in ranks} for ranks in ((0, 1), (2, 3))]
+    watches: list[Any] = [SimpleNamespace(hang=found, since=100.0, own_stacks=stacks) for stacks in own]
+    away, near = map(hung, watches)
     assert (away.text, near.text) == (found.text, f"stack of 3\n{found.text}")
     assert (away.node, away.exit_code, away.final) == (near.node, near.exit_code, near.final) == ("n1", 1, False)
     assert near.time < away.time, "so that it counts as the first failure"

@@ -16,6 +16,8 @@ from dgpt.outcome import DONE, MISTAKE
 from dgpt.slurm import reasons
 from dgpt.slurm.events import Event, record
 from dgpt.slurm.status import Facts, describe, gather
+from dgpt.watch.board import Board
+from dgpt.watch.hang import Seen
 
 NOW = 1_800_000_000.0
 ELSEWHERE = Holder("node7", "another boot", 42, 1, "12", 60.0)
@@ -196,3 +198,14 @@ def test_a_look_at_the_status_is_quick_it_imports_no_torch(run: Path) -> None:
     began = time.monotonic()
     subprocess.run([sys.executable, "-c", code, "status", str(run)], check=True, capture_output=True)
     assert time.monotonic() - began < 20
+
+
+def test_a_slow_rank_is_named_with_its_node(tmp_path: Path) -> None:
+    slow = {"step": 5, "straggler/rank": 5, "straggler/slowdown": 1.8, "straggler/cost_percent": 20.0}
+    (tmp_path / "config.toml").write_text(to_toml(load_config(None)))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (slow, slow)))
+    assert "slow" not in dict(describe(gather(tmp_path)))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (slow, slow, slow)))
+    Board(str(tmp_path), "a", 4).write([Seen(5, "n3", 1, 5, "data", 9, 5.0, 0.1, 0.1, "running")])
+    text = dict(describe(gather(tmp_path)))["slow"]
+    assert text == "n3 (rank 5) is 1.8 x slower than the median before the gradients are summed"

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +130,17 @@ def test_memory_on_a_cpu_is_the_peak_resident_size() -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00:00"), (3723, "1:02:03"), (90061, "1 day, 1:01:01")])
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_slow_rank_is_named_once_and_recorded_at_every_step(tmp_path: Path) -> None:
+    out, own = io.StringIO(), (100.0, 100.0, 180.0, 100.0)
+    with monitor(tmp_path, out, nodes=["n0", "n0", "n1", "n1"]) as one:
+        for step in range(1, 6):
+            one.log_step(replace(at(step), own_seconds=own))
+        assert out.getvalue().count("SLOW") == 1
+        one.log_step(replace(at(6), own_seconds=(100.0,) * 4))
+    assert (
+        "step 3: SLOW: n1 (rank 2) is 1.8 x slower than the median before the gradients are summed\n" in out.getvalue()
+    )
+    found = [(row["straggler/rank"], row["straggler/slowdown"]) for row in rows(tmp_path)]
+    assert found == [(2, pytest.approx(1.8))] * 5 + [(0, 1.0)]

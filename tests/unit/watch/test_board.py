@@ -50,9 +50,12 @@ def test_another_start_does_not_count_and_is_swept(tmp_path: Path) -> None:
     old[0].announce(HANG)
     first, second = Board(str(tmp_path), "new", 0), Board(str(tmp_path), "new", 1)
     assert (first.others(1.0), second.announced()) == ([], None)
-    assert list((tmp_path / FOLDER).iterdir()) == []
+    second.write([seen(1)])
+    first.announce(None)
+    assert sorted(path.name for path in (tmp_path / FOLDER).iterdir()) == ["hang.json", "node_00001.json"]
+    assert (first.others(1.0), second.announced()) == ([seen(1)], None)
     old[1].write([seen(4)])  # a node that was cut off and does not know
-    assert first.others(1.0) == []
+    assert first.others(1.0)[0].rank == 1
 
 
 def test_the_word_of_the_first_agent_is_heard_by_all(tmp_path: Path) -> None:

@@ -77,6 +77,13 @@ def test_no_alarm_before_the_patience_ends(others: dict[str, Any]) -> None:
     assert find([seen(rank, **others) for rank in range(4)], 4) is None
 
 
+def test_no_alarm_while_the_one_that_is_behind_may_take_its_time() -> None:
+    """As rank 3 saves for the first time, or waits for a save, which it shows by signs of life."""
+    assert find(ranks(progress=390, phase="checkpoint", patience=600.0), 4) is None
+    assert find(ranks(progress=390, phase="checkpoint", still=0.4), 4) is None
+    assert found(ranks(progress=390, phase="checkpoint", patience=600.0, state="stopped")).ranks == (3,)
+
+
 def test_no_alarm_while_a_rank_moves_on() -> None:
     """A rank that long gives no sign is slow, or its file is late, when the others do not wait for it."""
     assert find([seen(0, still=0.0, stuck=0.0), seen(1, still=1.0, stuck=1.0), seen(2), seen(3)], 4) is None

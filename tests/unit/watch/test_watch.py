@@ -19,11 +19,13 @@ class Node:
     ) -> None:
         self.now, self.processes = 100.0, processes
         beats = folder / f"node_{first}"
-        self.watch = Watch(beats, f"n{first}", clock=lambda: self.now)
-        self.hearts = [
-            Heartbeat(beats, Identity(first + rank, process.pid, world, "a", str(folder), 5.0), Patience(5, 8))
-            for rank, process in enumerate(processes)
-        ]
+        self.told: list[list[bool]] = []
+        self.watch = Watch(beats, f"n{first}", lambda watch: self.told.append(self.killed), lambda: self.now)
+        self.hearts = []
+        for rank, process in enumerate(processes, first):
+            patience = Patience(5, 8)
+            self.hearts.append(Heartbeat(beats, Identity(rank, process.pid, world, "a", str(folder), 5.0), patience))
+            patience.first_step(1)
 
     def look(self, seconds: float, *moves: Callable[[], None]) -> None:
         """`seconds` pass, in looks of half a second, before each of which the ranks do `moves`."""
@@ -72,6 +74,7 @@ def test_a_hang_is_found_when_the_patience_ends(tmp_path: Path, sleepers: Sleepe
     assert node.watch.hang is not None
     assert node.watch.hang.ranks == (1,)
     assert node.watch.own_stacks == {0: "a stack", 1: "a stack"}
+    assert node.told == [[False, False]], "before the ranks are ended"
     assert [process.wait(30) for process in sleepers[:2]] == [-9, -9]
 
 
