@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from dgpt.cli import main
 from dgpt.data.demo_tasks import KINDS, Example, split, write_demo
 from dgpt.data.demo_tasks.example import held_out
 from dgpt.data.demo_tasks.functions import functions
 from dgpt.data.demo_tasks.statements import kind_of
 from dgpt.errors import UserError
+from dgpt.outcome import MISTAKE
 
 
 @cache
@@ -63,6 +65,18 @@ def test_files_are_the_same_every_time(tmp_path: Path) -> None:
 def test_a_kind_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="kind 'poems'"):
         write_demo("poems", tmp_path)
+
+
+def test_finetune_makes_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(__file__).parents[3] / "configs/finetune/generate_demo.toml"
+    command = ["finetune", str(path), f"data.path={tmp_path}", f"base={tmp_path}/none", f"run_dir={tmp_path}/run"]
+    (tmp_path / "train.jsonl").write_text("half")
+    assert main(command) == MISTAKE  # there is no base
+    rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert rows == [example.row for example in made("generation")[0]]
+    assert capsys.readouterr().out.count("making the demo examples") == 1
+    assert main(command) == MISTAKE
+    assert "making" not in capsys.readouterr().out
 
 
 def test_classes_are_equally_large() -> None:
