@@ -71,7 +71,7 @@ def test_shards_are_converted_one_by_one_and_get_an_index(pickled: Path, tmp_pat
     assert main(["import", str(tmp_path / "new"), str(tmp_path / "ours")]) == DONE
 
 
-@pytest.mark.parametrize("kind", ["call", "call_in_zip", "no_table", "no_tensor", "cut", "empty"])
+@pytest.mark.parametrize("kind", ["call", "call_in_zip", "no_tensor", "cut"])
 def test_anything_but_tensors_is_refused_and_runs_nothing(
     kind: str, pickled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,10 +81,8 @@ def test_anything_but_tensors_is_refused_and_runs_nothing(
         file.write_bytes(pickle.dumps({"a": evil}))
     elif kind == "cut":
         file.write_bytes(file.read_bytes()[:-1000])
-    elif kind == "empty":
-        file.write_bytes(b"")
     else:
-        torch.save({"call_in_zip": {"a": evil}, "no_table": [torch.ones(1)], "no_tensor": {"a": 1}}[kind], file)
+        torch.save({"a": evil} if kind == "call_in_zip" else {"a": 1}, file)
     assert main(["convert-pickle", str(pickled), str(tmp_path / "new")]) == MISTAKE
     message = capsys.readouterr().err
     assert re.fullmatch(r"dgpt: (?s:.+)\n  rule: .+\n  fix:  .+\n", message)
