@@ -159,6 +159,7 @@ def test_places_that_are_none_or_taken(exported: Path, tmp_path: Path, make_run:
     assert "'nowhere' is not a folder" in mistake("import", "nowhere", tmp_path / "ours")
     assert "taken' exists already" in mistake("import", exported / "gpt2", tmp_path / "taken")
     assert "taken' exists already" in mistake("export", make_run(), tmp_path / "taken")
+    assert "dgpt import" in mistake("generate", exported / "gpt2", "a")
     assert "pytorch_model.bin' is missing" in mistake("convert-pickle", exported / "gpt2", tmp_path / "ours")
 
 

@@ -20,8 +20,8 @@ from dgpt.outcome import DONE
 NAMES = ("<|endoftext|>", "<|user|>", "a,b")
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmn" for b in ("a", "e", "io", "ou") for c in ("", "s", "ren", "_x", "12")]
 FRAGMENTS = [*NAMES, "<unk>", "<0x41>", "▁", "▁▁", " ", "  ", "     ", "\n", "\r\n", "\t", "\0", "\x1b", "\x7f", "▅",
-             "⁇", "\ufeff", "\u200b", "\u2028", "e\u0301", "🙂", "👩\u200d👩\u200d👧", "日本", "語", "한국어", "Ünï", "baren",
-             " foux_x12", ".", "self.", "io", "ren"]  # fmt: skip
+             "⁇", "\ufeff", "\u200b", "\u2028", "e\u0301", "🙂", "👩\u200d👩\u200d👧", "日本", "語", "한국어", "Ünï",
+             "baren", " foux_x12", ".", "self.", "io", "ren"]  # fmt: skip
 RANGES = ((0, 0x20), (0, 0x250), (0x3000, 0xA000), (0xE000, 0xF8FF), (0x1F300, 0x1FAFF), (0x10FF00, 0x10FFFF))
 
 
