@@ -20,6 +20,7 @@ from dgpt.lease import Lease
 from dgpt.model.flops import flops_per_token, parameter_count
 from dgpt.parallel.engine import prepare_blocks
 from dgpt.parallel.engine_accelerate import AccelerateEngine
+from dgpt.parallel.engine_accelerate_zero import AccelerateZeroEngine
 from dgpt.resume import describe
 from dgpt.run import Run, start
 from dgpt.runtime import Runtime
@@ -45,7 +46,7 @@ class Finetuning(Run):
 
     setup: FinetuneSetup
     config: FinetuneConfig
-    engine: AccelerateEngine
+    engine: AccelerateEngine | AccelerateZeroEngine
 
     def __init__(self, setup: FinetuneSetup, runtime: Runtime, lease: Lease | None) -> None:
         super().__init__(setup, runtime, lease)
@@ -70,14 +71,16 @@ class Finetuning(Run):
         widest = max(model.n_embd, model.ff_width)
         return model.n_layer * len(setup.config.lora.targets) * rank * (model.n_embd + widest)
 
-    def build_engine(self) -> AccelerateEngine:
+    def build_engine(self) -> AccelerateEngine | AccelerateZeroEngine:
         """Base -> head of the task -> LoRA -> activation checkpointing -> optimizer and processes."""
         config, setup, device = self.config, self.setup, self.runtime.device
-        model = new_model(setup.base, setup.task, config, device)
+        sharded = config.parallel.zero_stage == 3  # then the whole model may not fit on the device
+        model = new_model(setup.base, setup.task, config, torch.device("cpu") if sharded else device)
         self.adapted = lora.apply(model, config) if config.lora.rank else None
         trainable = lora.trainable(self.adapted) if self.adapted else dict(model.named_parameters())
         prepare_blocks(model, config)
-        return AccelerateEngine(model, trainable, config, setup.plan, self.mesh, device, setup.dtype)
+        kind = AccelerateZeroEngine if config.parallel.zero_stage else AccelerateEngine
+        return kind(model, trainable, config, setup.plan, self.mesh, device, setup.dtype)
 
     @property
     def has_dropout(self) -> bool:
@@ -95,7 +98,8 @@ class Finetuning(Run):
         results = {"loss": self.mean_loss(batches)}
         if self.config.task.is_language_model:
             results["perplexity"] = perplexity(results["loss"])
-        results |= self._scores(done)
+        if self.config.parallel.zero_stage < 3:  # its weights are gathered by all ranks together, in every forward pass
+            results |= self._scores(done)
         self.monitor.log_results(done, results)
         better = self.best.note(done, results[self.config.best.metric])
         return Verdict(save=better and self.config.best.keep, stop=self.best.enough)

@@ -9,6 +9,10 @@ from dgpt.verbs import start_processes
 
 
 def finetune(config: FinetuneConfig, options: Namespace) -> int:
+    if config.data.demo:
+        from dgpt.data.demo_tasks import provide_demo
+
+        provide_demo(config.data.demo, config.data.path)
     start_processes(options.nproc)
     from dgpt.finetune import finetune
 

@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Sequence
 
 from dgpt import __version__, outcome
-from dgpt.cli import checkpoints, finetuning, huggingface, models, slurm, training
+from dgpt.cli import checkpoints, evaluation, finetuning, huggingface, slurm, training
 
-ADDERS = (*training.ADDERS, *finetuning.ADDERS, *slurm.ADDERS, *models.ADDERS, *huggingface.ADDERS,
+ADDERS = (*training.ADDERS, *finetuning.ADDERS, *slurm.ADDERS, *evaluation.ADDERS, *huggingface.ADDERS,
           *checkpoints.ADDERS)  # fmt: skip
 
 

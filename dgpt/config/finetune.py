@@ -73,7 +73,7 @@ class FinetuneTrainingConfig(TrainingConfig):
     global_batch_size: Positive = 32
     """Sequences per optimizer step, over all ranks; with data.packing a sequence holds several examples."""
     eval_every_steps: NotNegative = 100
-    """Steps between evaluations on the held-out examples; 0 only at the end."""
+    """Steps between evaluations on the held-out examples; 0 never."""
     eval_samples: Positive = 1000
     """Held-out examples of an evaluation, at most."""
     eval_generations: NotNegative = 64
@@ -134,3 +134,6 @@ def _metric_is_known(c: FinetuneConfig) -> Iterator[str]:
     if c.best.metric not in c.task.metrics:
         yield (f"best.metric = '{c.best.metric}' is no result of task.kind = '{c.task.kind}'; "
                f"it has {', '.join(c.task.metrics)}")  # fmt: skip
+    if c.parallel.zero_stage == 3 and c.best.metric not in ("loss", "perplexity"):
+        yield (f"best.metric = '{c.best.metric}' with parallel.zero_stage = 3, where only the loss is measured; "
+               "set best.metric = 'loss', or a lower zero_stage")  # fmt: skip

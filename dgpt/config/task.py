@@ -97,8 +97,8 @@ class TaskDataConfig(Section):
     """Split of the data set to train on."""
     validation_split: str = "validation"
     """Split of the data set to hold out; empty takes validation_fraction of the training split."""
-    demo: bool = False
-    """Make the files in `path` from the Python standard library of this machine, if they are not there."""
+    demo: Literal["", "generation", "chat", "classification", "extractive_qa"] = ""
+    """Make files of this kind in `path` from the Python standard library of this machine, if they are not there."""
     fields: FieldNames = FieldNames()
     max_examples: NotNegative = 0
     """Use only the first examples, this many; 0: all."""
@@ -114,5 +114,5 @@ class TaskDataConfig(Section):
         if self.dataset and (self.train or self.validation or self.demo):
             raise ValueError(f"dataset = '{self.dataset}' goes without train, validation and demo; give one of them")
         if self.demo and (self.train or self.validation):
-            raise ValueError("demo = true writes its files into path; leave train and validation away")
+            raise ValueError(f"demo = '{self.demo}' writes its files into path; leave train and validation away")
         return self

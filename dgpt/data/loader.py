@@ -70,7 +70,7 @@ class Windows:
         """Samples `first` to `first + count` as tensors."""
         ids = self.read(first, count)
         tokens, targets = (torch.from_numpy(part.astype(np.int64, order="C")) for part in (ids[:, :-1], ids[:, 1:]))
-        documents = self._documents(tokens) if self.reset_at_document else None
+        documents = document_numbers(tokens, self.data.eod_id) if self.reset_at_document else None
         return Batch(tokens, targets, documents, tuple(range(first, first + count)), count)
 
     def read(self, first: int, count: int) -> Tokens:
@@ -102,10 +102,11 @@ class Windows:
             self._source, self._start = self.sampler.locate(np.arange(first, first + max(count, LOCATED_AT_ONCE)))
         return self._source[offset : offset + count], self._start[offset : offset + count]
 
-    def _documents(self, tokens: Tensor) -> Tensor:
-        """Ends of documents before each token, (B, T)."""
-        ends = (tokens == self.data.eod_id).cumsum(dim=1)
-        return torch.nn.functional.pad(ends[:, :-1], (1, 0))
+
+def document_numbers(tokens: Tensor, eod_id: int) -> Tensor:
+    """Ends of documents before each token: (B, T) -> (B, T)."""
+    ends = (tokens == eod_id).cumsum(dim=1)
+    return torch.nn.functional.pad(ends[:, :-1], (1, 0))
 
 
 class Loader:

@@ -49,7 +49,7 @@ def find_files(source: SourceConfig) -> list[Path]:
     """Files of a source in order; none for a data set. Raises UserError where there are none, or of unknown format."""
     if source.dataset:
         return []
-    files = _stdlib_files() if source.builtin else _files_at(source.path)
+    files = stdlib_files() if source.builtin else _files_at(source.path)
     if not files:
         raise UserError(f"no documents found in '{source.path or source.builtin}'",
                         rule=f"a path names a file, folder or glob of {' '.join(SUFFIXES)}, each also as .gz or .zst",
@@ -115,7 +115,7 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _stdlib_files() -> list[Path]:
+def stdlib_files() -> list[Path]:
     """Source and documentation of the standard library of this Python, without tests and encodings: about 10 MB."""
     files = []
     for folder, subfolders, names in os.walk(sysconfig.get_path("stdlib")):

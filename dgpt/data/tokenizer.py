@@ -11,6 +11,7 @@ import re
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,13 @@ class Tokenizer:
     def byte_ends(self, ids: Sequence[int]) -> NDArray[np.int64]:
         """Bytes of the text of `ids` up to the end of each token, (n,)."""
         return np.cumsum([len(self._backend.table[i]) for i in ids], dtype=np.int64)
+
+    @cached_property
+    def text_bytes(self) -> NDArray[np.int64]:
+        """UTF-8 bytes of text that each id stands for, (vocab_size,); 0 for special tokens."""
+        lengths = np.array([len(piece) for piece in self._backend.table], np.int64)
+        lengths[list(self.special_tokens.values())] = 0
+        return lengths
 
     def save(self, folder: Path) -> list[str]:
         """Write the model and its settings into `folder`, for `load_tokenizer`; gives the names of the files."""

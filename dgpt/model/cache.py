@@ -20,29 +20,29 @@ class KVCache:
     def __init__(self, n_layer: int, n_sequences: int, max_tokens: int, device: torch.device) -> None:
         self.max_tokens = max_tokens
         self.device = device
-        self.lengths = [0] * n_sequences
         self.layers = [LayerKV(self) for _ in range(n_layer)]
-
-    @property
-    def length(self) -> int:
-        """Tokens of the longest sequence."""
-        return max(self.lengths)
+        self._set([0] * n_sequences)
 
     def positions(self, count: int) -> Tensor:
         """Where the next `count` tokens of each sequence stand: (1, count), or (B, count) if lengths differ."""
-        same = len(set(self.lengths)) == 1
-        starts = torch.tensor(self.lengths[:1] if same else self.lengths, device=self.device)
-        return starts[:, None] + torch.arange(count, device=self.device)
+        if self.start is not None:
+            return torch.arange(self.start, self.start + count, device=self.device)[None]
+        return torch.tensor(self.lengths, device=self.device)[:, None] + torch.arange(count, device=self.device)
 
     def advance(self, counts: Sequence[int]) -> None:
         """Sequence b now holds `counts[b]` tokens more; whatever was passed beyond these was padding."""
-        self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
+        self._set([length + count for length, count in zip(self.lengths, counts, strict=True)])
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drop all sequences but `rows`."""
-        self.lengths = [self.lengths[row] for row in rows]
+        """Drop all sequences but `rows`, which ascend."""
+        self._set([self.lengths[row] for row in rows])
         for layer in self.layers:
-            layer.keep(torch.tensor(rows, device=self.device))
+            layer.keep(rows)
+
+    def _set(self, lengths: list[int]) -> None:
+        self.lengths = lengths
+        self.length = max(lengths)  # tokens of the longest sequence
+        self.start = lengths[0] if len(set(lengths)) == 1 else None  # of the next token, where it is the same for all
 
 
 class LayerKV:
@@ -61,12 +61,25 @@ class LayerKV:
         if not self.k.numel():
             # Zeros, for a place that a mask hides is still multiplied by 0, and 0 * NaN is NaN.
             self.k, self.v = (k.new_zeros(*k.shape[:2], self.cache.max_tokens, k.size(3)) for _ in range(2))
-        place = positions[:, None, :, None].expand_as(k)
-        self.k.scatter_(2, place, k)
-        self.v.scatter_(2, place, v)
+        self._write(k, v, positions)
         end = self.cache.length + k.size(2)
         return self.k[:, :, :end], self.v[:, :, :end]
 
-    def keep(self, rows: Tensor) -> None:
-        """Drop all sequences but `rows` (int64)."""
-        self.k, self.v = self.k[rows], self.v[rows]
+    def _write(self, k: Tensor, v: Tensor, positions: Tensor) -> None:
+        start = self.cache.start
+        if start is not None:  # a plain copy
+            self.k[:, :, start : start + k.size(2)] = k
+            self.v[:, :, start : start + k.size(2)] = v
+        else:
+            place = positions[:, None, :, None].expand_as(k)  # (B, G, T, D)
+            self.k.scatter_(2, place, k)
+            self.v.scatter_(2, place, v)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all sequences but `rows`, which ascend: they move up in place, as far as they are filled."""
+        end = self.cache.length
+        for new, old in enumerate(rows):
+            if new != old:
+                self.k[new, :, :end] = self.k[old, :, :end]
+                self.v[new, :, :end] = self.v[old, :, :end]
+        self.k, self.v = self.k[: len(rows)], self.v[: len(rows)]

@@ -85,11 +85,15 @@ class Attend(nn.Module):
         causal = context.causal and context.mask is None
         if causal and not dropout and q.device.type == "cpu":
             return causal_attention(q, k, v)
-        if context.mask is not None and q.size(1) != k.size(1):  # no fused kernel takes both a mask and groups
-            k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
-        return F.scaled_dot_product_attention(
+        groups, shape = q.size(1) // k.size(1), q.shape
+        if groups > 1 and q.size(2) == 1:  # one token: the heads of a group are rows of one product
+            q, causal = q.view(q.size(0), -1, groups, q.size(3)), False  # (B, G, H/G, D)
+        elif groups > 1 and context.mask is not None:  # no fused kernel takes both a mask and groups
+            k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
+        y = F.scaled_dot_product_attention(
             q, k, v, context.mask, dropout_p=dropout, is_causal=causal, enable_gqa=q.size(1) != k.size(1)
         )
+        return y.reshape(shape)  # (B, H, T, D)
 
 
 class Attention(nn.Module):

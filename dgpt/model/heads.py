@@ -21,6 +21,7 @@ class HeadedGPT(GPT):
         for name, module in gpt._modules.items():
             if name not in ("head", "task_head"):
                 self.add_module(name, module)
+        self.wpe = gpt.wpe  # None, and so none of the modules, with rotary positions
         like = gpt.wte.weight
         self.task_head = nn.Linear(gpt.config.n_embd, n_outputs, bias=bias, device=like.device, dtype=like.dtype)
 

@@ -82,6 +82,7 @@ def make_accelerator(device: torch.device, dtype: torch.dtype, **settings: Any) 
     AcceleratorState._reset_state(reset_partial_state=True)
     warnings.filterwarnings("ignore", "`torch.distributed.*` is deprecated", FutureWarning)
     return Accelerator(
-        mixed_precision="bf16" if dtype == torch.bfloat16 else "no", cpu=device.type == "cpu",
+        mixed_precision="bf16" if dtype == torch.bfloat16 else "no",
+        cpu=device.type == "cpu" and "deepspeed_plugin" not in settings,  # with it accelerate passes DeepSpeed over
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)], **settings,
     )  # fmt: skip

@@ -20,7 +20,7 @@ from dgpt.parallel.tensor import tp_axis
 from dgpt.train.optimizer import make_optimizer
 
 
-def _deepspeed() -> Any:
+def import_deepspeed() -> Any:
     """DeepSpeed, without its shared memory collective, which it would compile before the first step on a CPU."""
     import deepspeed
     import deepspeed.ops
@@ -35,7 +35,7 @@ class ZeroEngine:
     def __init__(
         self, model: GPT, config: RunConfig, plan: BatchPlan, mesh: Mesh, device: torch.device, dtype: torch.dtype
     ) -> None:
-        deepspeed = _deepspeed()
+        deepspeed = import_deepspeed()
         deepspeed.init_distributed(verbose=False)
         self.model, self.mesh, self.stage = model, mesh, config.parallel.zero_stage
         self.clips = self.stage == 0 and dtype == torch.float32
@@ -48,11 +48,12 @@ class ZeroEngine:
             build.fill(model, config, mesh, device, dtype)
         build.prepare_blocks(model, config)
         optimizer = make_optimizer(model.named_parameters(), config.optimizer)
+        self.names: dict[nn.Parameter, str] = {parameter: name for name, parameter in model.named_parameters()}
         self.engine: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config, mpu=mesh)[0]
         _undo_initial_step(self.engine.optimizer)
 
-    def __call__(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
-        return self.engine(tokens, targets, documents)  # type: ignore[no-any-return]
+    def __call__(self, *inputs: Any) -> Tensor:
+        return self.engine(*inputs)  # type: ignore[no-any-return]
 
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss)
@@ -74,16 +75,20 @@ class ZeroEngine:
 
     def fragments(self) -> list[Fragment]:
         states = {0: _replicated_states, 3: _stage3_states}.get(self.stage, _stage12_states)
-        return [self._fragment(*found) for found in states(self.engine, self.mesh)]
+        return [self._fragment(*found) for found in states(self.engine, self.mesh, self.names)]
 
     def _fragment(self, parameter_name: str, state: str, start: int, tensor: Tensor) -> Fragment:
-        shape = tuple(build.whole_shape(parameter_name, self.shapes[parameter_name], self.mesh.tp_size))
-        axis, mesh = tp_axis(parameter_name), self.mesh
+        axis, mesh = self.tp_axis(parameter_name), self.mesh
+        shape = tuple(n * mesh.tp_size if at == axis else n for at, n in enumerate(self.shapes[parameter_name]))
         replica, replicas = (mesh.dp_rank, mesh.dp_size) if self.stage == 0 else (0, 1)
         if axis is None:
             replica, replicas = replica * mesh.tp_size + mesh.tp_rank, replicas * mesh.tp_size
         tp_rank, tp_size = (mesh.tp_rank, mesh.tp_size) if axis is not None else (0, 1)
         return Fragment(parameter_name, state, shape, axis, tp_rank, tp_size, start, tensor, replica, replicas)
+
+    def tp_axis(self, name: str) -> int | None:
+        """The axis along which tensor parallelism cuts a parameter."""
+        return tp_axis(name)
 
     def loaded(self, steps: int) -> None:
         optimizer = self.engine.optimizer
@@ -161,16 +166,13 @@ def _with_state(optimizer: Any, flat: Tensor) -> dict[str, Tensor]:
     return state
 
 
-def _named(engine: Any) -> dict[nn.Parameter, str]:
-    return {parameter: name for name, parameter in engine.module.named_parameters()}
-
-
+Names = dict[nn.Parameter, str]  # of what is trained
 Found = Iterator[tuple[str, str, int, Tensor]]  # parameter, state, start in the TP part, view
 
 
-def _replicated_states(engine: Any, mesh: Mesh) -> Found:
+def _replicated_states(engine: Any, mesh: Mesh, names: Names) -> Found:
     """ZeRO 0: every DP rank has all; in 16 bit DeepSpeed keeps fp32 copies beside the parameters."""
-    optimizer, names = engine.optimizer, _named(engine)
+    optimizer = engine.optimizer
     masters: dict[Tensor, Tensor] = dict(_unfused(optimizer))
     for parameter, name in names.items():
         master = masters.get(parameter, parameter)
@@ -179,14 +181,14 @@ def _replicated_states(engine: Any, mesh: Mesh) -> Found:
                 yield name, key, 0, tensor.data.flatten()
 
 
-def _stage12_states(engine: Any, mesh: Mesh) -> Found:
+def _stage12_states(engine: Any, mesh: Mesh, names: Names) -> Found:
     """ZeRO 1 and 2: each rank has a flat partition of each group, linked to ranges of the parameters."""
     optimizer = engine.optimizer
     for flat in optimizer.single_partition_of_fp32_groups:
         _with_state(optimizer, flat)
     optimizer._hp_optimizer_states_linked = False  # with several groups the first link leaves out later groups
     optimizer._lazy_init_hp_params_optimizer_state()
-    for parameter, name in _named(engine).items():
+    for parameter, name in names.items():
         mapping = parameter._hp_mapping  # type: ignore[attr-defined]
         if mapping is None:
             continue
@@ -194,9 +196,9 @@ def _stage12_states(engine: Any, mesh: Mesh) -> Found:
             yield name, key or "weight", mapping.lp_fragment_address.start, mapping.get_hp_fragment(key).data
 
 
-def _stage3_states(engine: Any, mesh: Mesh) -> Found:
+def _stage3_states(engine: Any, mesh: Mesh, names: Names) -> Found:
     """ZeRO 3: rank r has elements [r * n, (r + 1) * n) of each parameter, the last one padded."""
-    optimizer, names = engine.optimizer, _named(engine)
+    optimizer = engine.optimizer
     for parameter, name in names.items():
         group, offset, padded = optimizer.grad_position[optimizer.get_param_id(parameter)]
         flat = optimizer.fp32_partitioned_groups_flat[group]

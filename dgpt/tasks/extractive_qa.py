@@ -97,7 +97,7 @@ class ExtractiveQa(Task):
         room, stride = self.max_tokens - len(question) - 1, self.settings.stride_tokens
         if room <= stride:
             raise row.refuse(f"the question has {len(question) - 1} tokens and leaves {max(room, 0)} for the context",
-                             f"a window of data.max_tokens, by default the seq_len of the model, here {self.max_tokens}, "
+                             f"a window of data.max_tokens, by default the model's seq_len = {self.max_tokens}, "
                              f"has room for more than task.stride_tokens = {stride} of the context",
                              "shorten the question, or lower task.stride_tokens")  # fmt: skip
         windows = [Window(np.array([*question, *ids[start : start + room], self.tokenizer.eod_id], np.int32), 1.0,

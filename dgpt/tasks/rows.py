@@ -66,7 +66,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     """The rows of a file, in order. Raises UserError where it is missing, of unknown format or damaged."""
     if not path.is_file():
         raise UserError(f"file '{path}' does not exist", rule=f"examples are in a file of {', '.join(SUFFIXES)}",
-                        fix="correct data.train, data.validation or data.path; data.demo=true makes some")  # fmt: skip
+                        fix="correct data.train, data.validation or data.path; data.demo=... makes some")  # fmt: skip
     suffix = Path(path.stem).suffix if path.suffix in (".gz", ".zst") else path.suffix
     if suffix in JSONL_SUFFIXES:
         yield from _jsonl(path)

@@ -8,8 +8,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2] / "dgpt"
 ENTRYPOINTS = {"cli", "verbs", "pretrain", "setup", "resume", "changes", "preview", "generate",
-               "export", "checkpoint_verbs", "submit", "slurm_verbs", "huggingface_verbs", "run", "finetune",
-               "finetuned", "finetune_setup", "finetune_verbs", "lora", "predict"}  # fmt: skip
+               "export", "chat", "generation_verbs", "evaluate", "evaluation_verbs", "harness", "checkpoint_verbs",
+               "submit", "slurm_verbs", "huggingface_verbs", "run", "finetune", "finetuned", "finetune_setup",
+               "finetune_verbs", "lora", "predict"}  # fmt: skip
 ALLOWED = {
     "errors": set(),
     "fragments": set(),
@@ -18,6 +19,7 @@ ALLOWED = {
     "lease": {"errors"},
     "storage": {"errors"},
     "tables": set(),
+    "progress": set(),
     "model": {"config", "errors"},
     "data": {"config", "errors", "storage"},
     "parallel": {"config", "errors", "fragments", "model", "runtime", "train"},

@@ -17,7 +17,8 @@ from dgpt.outcome import DONE
 
 ROOT = Path(__file__).parents[2]
 VERBS = ("prepare", "pretrain", "submit", "status", "logs", "stop", "save",
-         "generate", "checkpoint", "export", "import", "convert-pickle", "tensorboard", "parity")  # fmt: skip
+         "generate", "chat", "evaluate", "checkpoint", "export", "import", "convert-pickle", "tensorboard",
+         "parity")  # fmt: skip
 
 
 def help_of(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:

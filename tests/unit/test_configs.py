@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from dgpt.config import ModelConfig, RunConfig, batch_plan, load_config
+from dgpt.config import FinetuneConfig, ModelConfig, RunConfig, batch_plan, load_config, load_settings
 from dgpt.model.flops import flops_per_token, parameter_count, peak_flops
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "configs").rglob("*.toml"))
 PRETRAIN = [path for path in FILES if path.parent.name == "pretrain"]
+FINETUNE = [path for path in FILES if path.parent.name == "finetune"]
 LARGE = [path for path in PRETRAIN if path.stem != "demo"]
 
 
@@ -45,6 +46,10 @@ def test_the_promised_files_are_there() -> None:
     assert {path.stem for path in PRETRAIN} >= {
         "demo", "gpt2_124m", "gpt2_350m", "gpt2_1_5b", "llama_1b", "llama_8b", "llama_70b",
     }  # fmt: skip
+    assert {path.stem for path in FINETUNE} >= {
+        "classify_demo", "qa_demo", "chat_demo", "generate_demo", "lora_imported",
+    }  # fmt: skip
+    assert len(PRETRAIN) + len(FINETUNE) == len(FILES)
 
 
 @pytest.mark.parametrize("path", PRETRAIN, ids=by_name)
@@ -100,3 +105,36 @@ def test_files_that_share_a_data_folder_prepare_it_alike() -> None:
     for config in map(load_config, PRETRAIN):
         other = first.setdefault(config.data.path, config)
         assert (config.data, config.tokenizer) == (other.data, other.tokenizer), config.run_dir
+
+
+def recipe(path: Path) -> FinetuneConfig:
+    return load_settings(FinetuneConfig, path)
+
+
+@pytest.mark.parametrize("path", FINETUNE, ids=by_name)
+def test_the_first_line_of_a_recipe_is_a_command_that_names_the_file_itself(path: Path) -> None:
+    assert launch_command(path) == f"dgpt finetune {path.relative_to(ROOT).as_posix()}"
+    assert recipe(path).run_dir == f"runs/{path.stem}"
+
+
+@pytest.mark.parametrize("path", FINETUNE, ids=by_name)
+def test_a_recipe_loads_starts_from_what_is_there_and_divides_over_one_process_and_two(path: Path) -> None:
+    config = recipe(path)
+    made_by = f"dgpt import gpt2 {config.base}" if path.stem == "lora_imported" else ""
+    assert made_by in path.read_text(encoding="utf-8")
+    assert made_by or config.base == load_config(ROOT / "configs/pretrain/demo.toml").run_dir
+    assert [batch_plan(config, dp).dp_size for dp in (1, 2)] == [1, 2]
+    assert config.data.max_tokens <= 1024  # of GPT-2
+
+
+@pytest.mark.parametrize("path", FINETUNE, ids=by_name)
+def test_a_recipe_learns_the_demo_examples_of_its_task(path: Path) -> None:
+    config = recipe(path)
+    task = {"chat": "generation"}.get(config.data.demo, config.data.demo)
+    assert config.task.kind == task
+    assert (config.lora.rank > 0) == path.stem.startswith("lora")
+
+
+def test_recipes_that_share_a_folder_have_the_same_examples_in_it() -> None:
+    kinds = {(config.data.path, config.data.demo) for config in map(recipe, FINETUNE)}
+    assert len({folder for folder, _ in kinds}) == len(kinds)

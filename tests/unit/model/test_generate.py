@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 
 from dgpt.config import ModelConfig
 from dgpt.errors import UserError
@@ -102,6 +103,33 @@ def test_the_seed_decides(model: GPT) -> None:
 def test_more_tokens_continue_the_same_sample(model: GPT) -> None:
     short, long = (next(generate(model, [[1, 2]], Sampling(max_new_tokens=n, seed=3))).tokens for n in (5, 20))
     assert long[:5] == short
+
+
+def test_the_repetition_penalty_counts_prompt_and_text_but_not_the_padding(model: GPT) -> None:
+    """In a batch of unequal prompts, against the slow way: transformers pads with a token and then punishes it."""
+    sampling = Sampling(max_new_tokens=12, temperature=0, repetition_penalty=2.5)
+    penalty = transformers.RepetitionPenaltyLogitsProcessor(2.5)
+    for sample in generate(model, PROMPTS, sampling):
+        tokens = list(sample.prompt)
+        for token in sample.tokens:
+            logits = model(torch.tensor([tokens]))[:, -1, : model.config.vocab_size]
+            assert token == int(penalty(torch.tensor([tokens]), logits).argmax())
+            tokens.append(token)
+        assert sample.tokens != slow_greedy(model, list(sample.prompt), 12)
+
+
+def test_the_cache_is_allocated_once(model: GPT) -> None:
+    """Although sequences end and leave it: the keys and values of the others move up in place."""
+    cache = KVCache(2, 3, max_tokens=8, device=CPU)
+    tokens = torch.randint(50, (3, 5), generator=torch.Generator().manual_seed(0))
+    model.hidden(tokens, cache=cache)
+    cache.advance([5, 3, 4])
+    places = [(layer.k.data_ptr(), layer.v.data_ptr()) for layer in cache.layers]
+    cache.keep([0, 2])
+    logits = model.head(model.hidden(torch.tensor([[7], [8]]), cache=cache))
+    assert places == [(layer.k.data_ptr(), layer.v.data_ptr()) for layer in cache.layers]
+    for row, whole in zip(logits, ([*tokens[0].tolist(), 7], [*tokens[2, :4].tolist(), 8]), strict=True):
+        torch.testing.assert_close(row[0], model(torch.tensor([whole]))[0, -1], atol=1e-5, rtol=1e-5)
 
 
 def test_padded_vocabulary_rows_are_never_drawn() -> None:

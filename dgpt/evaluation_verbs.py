@@ -1,0 +1,105 @@
+"""`dgpt evaluate`."""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dgpt import outcome
+from dgpt.errors import UserError
+from dgpt.verbs import start_processes
+
+if TYPE_CHECKING:
+    from dgpt.checkpoint.find import Found
+    from dgpt.model.gpt import GPT
+
+TIMEOUT_SECONDS = 1800  # of a collective: the ranks may be as far apart as their batches
+
+
+def evaluate(options: Namespace) -> int:
+    start_processes(options.nproc)
+    from dgpt import runtime as processes
+    from dgpt.generate import choose
+
+    _check(options)
+    runtime = processes.start(TIMEOUT_SECONDS)
+    found = runtime.on_main(lambda: choose(options.model))  # one checkpoint for all, though a run goes on saving
+    measure = _harness if options.lm_eval else _text
+    result = measure(found, runtime, options)
+    if runtime.is_main:
+        facts = {"model": str(found.folder), "step": found.manifest.step, **result}
+        print(json.dumps(facts, ensure_ascii=False)) if options.json else _show(facts)
+    processes.finish()
+    return outcome.DONE
+
+
+def _check(options: Namespace) -> None:
+    """Raises UserError for options that have no meaning together."""
+    only = {"--include-path": options.include_path, "--num-fewshot": options.num_fewshot}
+    other = {"DATA": options.data, "--stride": options.stride, "--seq-len": options.seq_len}
+    for name, value in (other if options.lm_eval else only).items():
+        if value is not None:
+            raise UserError(f"{name} = '{value}' " + ("with" if options.lm_eval else "without") + " --lm-eval",
+                            rule="a harness task brings its own text, and only it takes --include-path, --num-fewshot",
+                            fix=f"leave {name} away")  # fmt: skip
+
+
+def _text(found: "Found", runtime: Any, options: Namespace) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from dgpt.checkpoint.compatible import read_config
+    from dgpt.evaluate import Plan, evaluate, open_data
+    from dgpt.generate import load_model
+
+    config = read_config(found)
+    seq_len = options.seq_len or config.model.seq_len
+    plan = Plan(seq_len, options.stride or seq_len, options.batch_size, options.limit or 0,
+                config.data.reset_at_document)  # fmt: skip
+    check_plan(plan, config.model.seq_len)
+    model, tokenizer = load_model(found.folder)
+    path = options.data or Path(config.data.path)
+    rows = open_data(path, options.split, options.field, tokenizer)
+    score = evaluate(_cast(model, options.dtype), tokenizer, rows, plan, runtime)
+    return {"data": str(path), **({"split": options.split} if path.is_dir() else {}), **asdict(score)}
+
+
+def _harness(found: "Found", runtime: Any, options: Namespace) -> dict[str, Any]:
+    from dgpt.generate import load_model
+    from dgpt.harness import HarnessModel, run
+
+    model, tokenizer = load_model(found.folder)
+    harness_model = HarnessModel(_cast(model, options.dtype), tokenizer, runtime, batch_size=options.batch_size)
+    results = run(harness_model, options.lm_eval, include_path=options.include_path, num_fewshot=options.num_fewshot,
+                  limit=options.limit)  # fmt: skip
+    return {"tasks": results}
+
+
+def check_plan(plan: Any, most: int) -> None:
+    """Raises UserError for windows that the model cannot read, or that would leave tokens out."""
+    if plan.seq_len > most:
+        raise UserError(f"--seq-len = {plan.seq_len}", rule=f"this model reads {most} tokens at most",
+                        fix=f"give --seq-len {most} or fewer")  # fmt: skip
+    if plan.stride > plan.seq_len:
+        raise UserError(f"--stride = {plan.stride} with windows of {plan.seq_len} tokens",
+                        rule="a stride is from 1 to the length of a window, so that every token is scored",
+                        fix=f"give --stride {plan.seq_len} or fewer")  # fmt: skip
+
+
+def _cast(model: "GPT", dtype: str) -> "GPT":
+    import torch
+
+    return model.to({"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
+
+
+def _show(facts: dict[str, Any]) -> None:
+    """A table for people; one for each task of the harness."""
+    from dgpt.tables import print_table
+
+    tasks = facts.pop("tasks", {})
+    rows = [(name, _text_of(value)) for name, value in facts.items()]
+    rows += [(f"{task}: {name}", _text_of(value)) for task, values in tasks.items() for name, value in values.items()]
+    print_table(("measure", "value"), rows, right=0)
+
+
+def _text_of(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
