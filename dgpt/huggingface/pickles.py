@@ -58,7 +58,7 @@ def _pickles(folder: Path) -> list[Path]:
     if missing or not files or len(files) < len(names):
         raise UserError(f"'{missing or folder / PICKLE_INDEX}' is missing, or names files outside of the folder",
                         rule=f"pickled weights are {PICKLE}, or the files that {PICKLE_INDEX} names",
-                        fix="give a folder that holds them") from None  # fmt: skip
+                        fix="give a folder that holds them")  # fmt: skip
     return files
 
 
