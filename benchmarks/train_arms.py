@@ -27,7 +27,7 @@ from dgpt.model.init import build_model
 from dgpt.parallel.mesh import ParallelDims
 from dgpt.pretrain import Pretraining
 from dgpt.runtime import Runtime
-from dgpt.setup import Setup
+from dgpt.setup import PretrainSetup
 from dgpt.train.metrics import Monitor, StepMetrics
 from dgpt.train.optimizer import make_optimizer
 
@@ -178,7 +178,7 @@ def _dgpt(arm: Arm, config: RunConfig, runtime: Runtime, tokens: Path, gate: Gat
     data = _token_data(tokens, config.model.vocab_size)
     loader = Loader(data, seq_len=config.model.seq_len, seed=config.seed, plan=plan,
                     dp_rank=dims.dp_rank(runtime.rank), reset_at_document=False)  # fmt: skip
-    setup = Setup(config=config, dims=dims, plan=plan, dtype=DTYPES[arm.dtype], train_data=data, val_data=data,
+    setup = PretrainSetup(config=config, dims=dims, plan=plan, dtype=DTYPES[arm.dtype], train_data=data, val_data=data,
                   loader=loader, tokenizer=_tokenizer(config.model.vocab_size), data_hash="")  # fmt: skip
     Path(config.run_dir).mkdir(exist_ok=True)
     _Gated(setup, runtime, gate).run()
@@ -187,7 +187,7 @@ def _dgpt(arm: Arm, config: RunConfig, runtime: Runtime, tokens: Path, gate: Gat
 class _Gated(Pretraining):
     """The real thing, stopped at the gate before each step."""
 
-    def __init__(self, setup: Setup, runtime: Runtime, gate: Gate) -> None:
+    def __init__(self, setup: PretrainSetup, runtime: Runtime, gate: Gate) -> None:
         super().__init__(setup, runtime, lease=None)
         self.gate = gate
         step = setup.loader.step

@@ -3,19 +3,21 @@
 from collections.abc import Iterator
 
 from dgpt.checkpoint.find import Found
-from dgpt.config import RunConfig, flat
+from dgpt.config import LoopConfig, flat
 from dgpt.errors import UserError
 
 # These decide which samples a step sees.
-DATA_ORDER = ("seed", "model.seq_len", "training.global_batch_size", "data.reset_at_document")
+DATA_ORDER = ("seed", "model.seq_len", "training.global_batch_size", "data.reset_at_document", "data.max_tokens",
+              "data.over_long", "data.packing")  # fmt: skip
 # A change of these leaves the curve as it is, but for rounding.
 FREE = ("data.", "tokenizer.", "parallel.", "activation_checkpointing.", "checkpoint.", "logging.", "resume.",
-        "training.micro_batch_size", "training.eval_", "training.loss_chunk_tokens", "training.compile")  # fmt: skip
+        "training.micro_batch_size", "training.eval_", "training.loss_chunk_tokens", "training.compile", "base",
+        "best.", "task.max_new_tokens", "task.no_answer_threshold", "task.label_threshold")  # fmt: skip
 BENDS = ("parallel.reduce_dtype", "parallel.zero_quantized", "parallel.zero_extra")  # numerics, all the same
 ALLOWED = "resume.allow_data_change=true goes on nevertheless, with what the other stream of samples has at that step"
 
 
-def check_same_data(found: Found, config: RunConfig, data_hash: str, tokenizer_hash: str) -> None:
+def check_same_data(found: Found, config: LoopConfig, data_hash: str, tokenizer_hash: str) -> None:
     """Raises UserError if the run would see other samples than the run that never stopped, unless that is allowed."""
     change = next(data_changes(found, config, data_hash, tokenizer_hash), None)
     if change and not config.resume.allow_data_change:
@@ -25,7 +27,7 @@ def check_same_data(found: Found, config: RunConfig, data_hash: str, tokenizer_h
 
 
 def data_changes(
-    found: Found, config: RunConfig, data_hash: str, tokenizer_hash: str
+    found: Found, config: LoopConfig, data_hash: str, tokenizer_hash: str
 ) -> Iterator[tuple[str, str]]:  # fmt: skip
     """Each difference that changes the samples, and how to undo it."""
     meta, where = found.manifest.meta, config.data.path
@@ -39,7 +41,7 @@ def data_changes(
             yield f"{name} = {now} now, {then} in the checkpoint {found.folder}", f"set {name}={then}"
 
 
-def differences(found: Found, config: RunConfig) -> Iterator[tuple[str, object, object]]:
+def differences(found: Found, config: LoopConfig) -> Iterator[tuple[str, object, object]]:
     """(setting, value in the checkpoint, value now), where they differ."""
     then, now = flat(found.manifest.meta.config), flat(config.model_dump(mode="json"))
     for name in now | then:
@@ -47,7 +49,7 @@ def differences(found: Found, config: RunConfig) -> Iterator[tuple[str, object, 
             yield name, then.get(name), now.get(name)
 
 
-def report(found: Found, config: RunConfig, data_hash: str, tokenizer_hash: str) -> Iterator[str]:
+def report(found: Found, config: LoopConfig, data_hash: str, tokenizer_hash: str) -> Iterator[str]:
     """A line for each difference, those that bend the curve first."""
     samples = list(data_changes(found, config, data_hash, tokenizer_hash))
     yield from (f"WARNING, other samples from here on (resume.allow_data_change): {what}" for what, _ in samples)

@@ -5,31 +5,39 @@ from pathlib import Path
 
 import torch
 
-from dgpt.checkpoint.compatible import read_config
+from dgpt.checkpoint.best import best_of
 from dgpt.checkpoint.files import FOLDER, step_of
 from dgpt.checkpoint.find import Found, open_checkpoint
-from dgpt.checkpoint.load import load_weights
+from dgpt.checkpoint.format import MANIFEST
 from dgpt.data.tokenizer import SETTINGS_FILE, Tokenizer, load_tokenizer
 from dgpt.errors import UserError
 from dgpt.model.gpt import GPT
-from dgpt.storage import Place
+from dgpt.model.heads import HeadedGPT
+from dgpt.storage import Place, place
 
 
 def load_model(path: str | Place) -> tuple[GPT, Tokenizer]:
     """The model in fp32 on the GPU if there is one, and its tokenizer. Raises UserError if `path` holds neither."""
+    from dgpt.finetuned import whole_model
+
     found = choose(path)
     tokenizer = tokenizer_of(found)
-    with torch.device("meta"):
-        model = GPT(read_config(found).model)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to_empty(device=device)
-    model.tie_weights()
-    load_weights(found.folder, model)
+    model = whole_model(found, tokenizer, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if isinstance(model, HeadedGPT):
+        raise UserError(f"{found.folder} was fine-tuned to judge texts", rule="text is written by a language model",
+                        fix="ask this one with `dgpt predict`, or give the model that it started from")  # fmt: skip
     return model.eval(), tokenizer
 
 
 def choose(path: str | Place) -> Found:
-    """The checkpoint that a user's path means; says on stderr which newer ones of a run were passed over, and why."""
+    """The checkpoint that a user's path means: of a run its best one, where it has a best, or else its newest.
+
+    Says on stderr which one of several it is, and which newer ones were passed over, and why.
+    """
+    best = best_of(place(path))
+    if best is not None and (best / MANIFEST).exists():
+        print(f"the best checkpoint of {path} is {best.name}", file=sys.stderr, flush=True)
+        return open_checkpoint(best)
     found = open_checkpoint(path)
     for reason in found.skipped:
         print(f"passed over {reason}", file=sys.stderr, flush=True)

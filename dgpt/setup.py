@@ -4,18 +4,19 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
 from dgpt.checkpoint.files import FOLDER as CHECKPOINTS
-from dgpt.config import BatchPlan, RunConfig, batch_plan, parse_config
-from dgpt.data.loader import Loader
+from dgpt.config import BatchPlan, LoopConfig, RunConfig, batch_plan, parse_config
+from dgpt.data.loader import Loader, Position
 from dgpt.data.shards import TokenData, open_split, read_index
 from dgpt.data.tokenizer import Tokenizer, load_tokenizer
 from dgpt.errors import UserError
-from dgpt.model.flops import parameter_count
 from dgpt.parallel.engine import check_engine
 from dgpt.parallel.mesh import ParallelDims
 from dgpt.runtime import Runtime, has_fast_bf16
@@ -23,22 +24,36 @@ from dgpt.runtime import Runtime, has_fast_bf16
 CHECKPOINT_BYTES = 12  # of each parameter: weight and two moments in fp32
 
 
+class Batches(Protocol):
+    """The training data of a rank, by the number of the global step."""
+
+    def step(self, step: int) -> Iterator[Any]: ...
+    def position(self, step: int) -> Position: ...
+    def fingerprint(self, step: int) -> str: ...
+
+
 @dataclass(frozen=True)
 class Setup:
     """A run that can start: the resolved config and what was opened to check it."""
 
-    config: RunConfig  # with model.vocab_size filled in
+    config: LoopConfig  # with model.vocab_size filled in
     dims: ParallelDims
     plan: BatchPlan
     dtype: torch.dtype
-    train_data: TokenData
-    val_data: TokenData
-    loader: Loader
+    loader: Batches
     tokenizer: Tokenizer
     data_hash: str
 
 
-def check(config: RunConfig, runtime: Runtime) -> Setup:
+@dataclass(frozen=True)
+class PretrainSetup(Setup):
+    config: RunConfig
+    loader: Loader
+    train_data: TokenData
+    val_data: TokenData
+
+
+def check(config: RunConfig, runtime: Runtime) -> PretrainSetup:
     """Open data and tokenizer, make the run folder. Raises UserError for what cannot work."""
     dims = ParallelDims(runtime.world_size, config.parallel.tp)
     plan = batch_plan(config, dims.dp)
@@ -57,7 +72,7 @@ def check(config: RunConfig, runtime: Runtime) -> Setup:
     check_local(config.run_dir)
     check_writable(Path(config.run_dir))
     data_hash = hash_of_data(folder)
-    return Setup(config, dims, plan, dtype, train_data, val_data, loader, tokenizer, data_hash)
+    return PretrainSetup(config, dims, plan, dtype, loader, tokenizer, data_hash, train_data, val_data)
 
 
 def check_alike(setup: Setup, runtime: Runtime) -> None:
@@ -71,7 +86,7 @@ def check_alike(setup: Setup, runtime: Runtime) -> None:
         )
 
 
-def compute_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
+def compute_dtype(config: LoopConfig, device: torch.device) -> torch.dtype:
     """bf16 or fp32; precision.dtype = 'auto' asks the device."""
     name = config.precision.dtype
     if name == "auto":
@@ -98,9 +113,9 @@ def hash_of_data(folder: Path) -> str:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
-def check_space(config: RunConfig) -> None:
-    """Raises UserError if the disk has no room for one checkpoint."""
-    needed, free = CHECKPOINT_BYTES * parameter_count(config.model), shutil.disk_usage(config.run_dir).free
+def check_space(config: LoopConfig, parameters: int) -> None:
+    """Raises UserError if the disk has no room for one checkpoint of so many parameters."""
+    needed, free = CHECKPOINT_BYTES * parameters, shutil.disk_usage(config.run_dir).free
     if needed > free:
         raise UserError(
             f"run_dir = '{config.run_dir}' has {free:,} bytes free, a checkpoint takes {needed:,}",

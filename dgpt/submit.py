@@ -57,7 +57,7 @@ def check(config: RunConfig, wish: Wish) -> RunConfig:
             config = with_vocab(config, open_split(Path(config.data.path), "train"))
     check_writable(Path(config.run_dir))
     if wish.verb == "pretrain":
-        check_space(config)
+        check_space(config, parameter_count(config.model))
     return config
 
 

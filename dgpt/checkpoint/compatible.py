@@ -4,7 +4,7 @@ from pydantic import JsonValue
 
 from dgpt.checkpoint.find import Found
 from dgpt.checkpoint.format import MANIFEST, CheckpointError
-from dgpt.config import ModelConfig, RunConfig, parse_config
+from dgpt.config import FinetuneConfig, LoopConfig, ModelConfig, RunConfig, parse_config, parse_settings
 from dgpt.errors import UserError
 from dgpt.fragments import Fragment
 
@@ -12,21 +12,28 @@ _FREE = {"dropout", "init_std", "shape", "vocab_multiple", "n_kv_head", "n_ff"} 
 _OTHER_MODEL = "set the model as in the checkpoint (`dgpt checkpoint show FOLDER`), or give this run another run_dir"
 
 
-def read_config(found: Found) -> RunConfig:
+def read_config(found: Found) -> RunConfig | FinetuneConfig:
     """The settings that the checkpoint was trained with. Raises CheckpointError if this dgpt does not know them all."""
     return _config_of(found, dict(found.manifest.meta.config))
 
 
-def _config_of(found: Found, values: dict[str, JsonValue]) -> RunConfig:
+def is_finetuned(found: Found) -> bool:
+    """Whether a fine-tuning wrote the checkpoint, and not a pretraining."""
+    return "task" in found.manifest.meta.config
+
+
+def _config_of(found: Found, values: dict[str, JsonValue]) -> RunConfig | FinetuneConfig:
     path = found.folder / MANIFEST
     try:
-        return parse_config(values, str(path))
+        return (
+            parse_settings(FinetuneConfig, values, str(path)) if "task" in values else parse_config(values, str(path))
+        )
     except UserError as error:
         fix = f"use dgpt {found.manifest.dgpt}, which wrote it"
         raise CheckpointError(path, f"its settings are not known here: {error.what}", fix=fix) from None
 
 
-def check_model(found: Found, config: RunConfig) -> None:
+def check_model(found: Found, config: LoopConfig) -> None:
     """Raises CheckpointError that names the first setting in which the checkpoint's model differs from `config`'s."""
     theirs = _config_of(found, {"model": found.manifest.meta.config.get("model")}).model  # other sections may be older
     if difference := model_difference(theirs, config.model):

@@ -17,7 +17,7 @@ from dgpt.checkpoint.format import DTYPES, CheckpointError
 from dgpt.checkpoint.peers import ALONE, Peers, share_out
 from dgpt.checkpoint.read import check_hash, check_header, check_size, damaged
 from dgpt.checkpoint.slices import Copy, Ranges, copies
-from dgpt.config import RunConfig
+from dgpt.config import LoopConfig
 from dgpt.fragments import Fragment
 from dgpt.storage import Place
 
@@ -40,7 +40,7 @@ class _Read:
 def load(
     found: Found,
     fragments: Iterable[Fragment],
-    config: RunConfig,
+    config: LoopConfig,
     *,
     states: Collection[str] | None = None,
     verify: Literal["touched", "none"] = "touched",

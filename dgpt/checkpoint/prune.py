@@ -4,6 +4,7 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
+from dgpt.checkpoint.best import best_of
 from dgpt.checkpoint.files import delete_folder, step_folders, step_of
 from dgpt.checkpoint.read import problem_of
 from dgpt.storage import Place
@@ -24,7 +25,8 @@ def doomed(
     whole = (folder for folder in reached if (judge_kept or judge)(folder) is None)
     kept = list(islice(whole, keep_last))
     old = [folder for folder in reached if kept and (step_of(folder) or 0) < (step_of(kept[-1]) or 0)]
-    free = (f for f in old if f != in_use and not (keep_every and (step_of(f) or 0) % keep_every == 0))
+    best = best_of(root.parent)
+    free = (f for f in old if f not in (in_use, best) and not (keep_every and (step_of(f) or 0) % keep_every == 0))
     return [folder for folder in free if judge(folder) is None]
 
 
@@ -35,8 +37,8 @@ def prune(
     """Keep the newest `keep_last` checkpoints that are whole, and the multiples of `keep_every` (0: none).
 
     Damaged ones do not count, and are left for a person to look at; so are those of later steps, which belong to a
-    future that this run went back from, and `in_use`, from which this start of the run continued. Returns what was
-    deleted. Raises OSError if one cannot be.
+    future that this run went back from, `in_use`, from which this start of the run continued, and the best one
+    (best.json). Returns what was deleted. Raises OSError if one cannot be.
     """
     gone = doomed(root, step, keep_last, keep_every, in_use, judge=judge, judge_kept=judge_kept)
     for folder in gone:

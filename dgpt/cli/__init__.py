@@ -4,9 +4,10 @@ import argparse
 from collections.abc import Sequence
 
 from dgpt import __version__, outcome
-from dgpt.cli import checkpoints, evaluation, models, slurm, training
+from dgpt.cli import checkpoints, evaluation, finetuning, models, slurm, training
 
-ADDERS = (*training.ADDERS, *slurm.ADDERS, *evaluation.ADDERS, *models.ADDERS, *checkpoints.ADDERS)
+ADDERS = (*training.ADDERS, *finetuning.ADDERS, *slurm.ADDERS, *evaluation.ADDERS, *models.ADDERS,
+          *checkpoints.ADDERS)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +25,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dgpt",
         allow_abbrev=False,
-        description="Pretrain GPT models: raw text -> tokens -> ZeRO x tensor parallel training -> samples.",
+        description="Pretrain GPT models: raw text -> tokens -> ZeRO x tensor parallel training; and fine-tune them.",
     )
     parser.add_argument("--version", action="version", version=f"dgpt {__version__}")
     subparsers = parser.add_subparsers(title="verbs", required=True, metavar="VERB")

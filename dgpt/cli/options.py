@@ -2,13 +2,14 @@
 
 import argparse
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from dgpt import outcome
-from dgpt.config import RunConfig, load_config, settings_help, to_toml
+from dgpt.config import FinetuneConfig, RunConfig, load_settings, settings_help, to_toml
 
 Command = Callable[[argparse.Namespace], int]
 Verbs = Any  # what add_subparsers returns has no public name
+Config = TypeVar("Config", RunConfig, FinetuneConfig)
 CHECKPOINT = "a checkpoint, or a run folder: its newest one; a path or a URL (s3://...)"
 
 
@@ -21,8 +22,8 @@ def add_verb(subparsers: Verbs, name: str, command: Command, text: str, epilog: 
     return parser
 
 
-def with_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="RUN.toml", help="the run (configs/pretrain/ has ready ones)")
+def with_config(parser: argparse.ArgumentParser, kind: type[Config] = RunConfig) -> None:  # type: ignore[assignment]
+    parser.add_argument("config", metavar="RUN.toml", help=f"the run (configs/{kind.verb}/ has ready ones)")
     parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="settings that replace the file's")
     parser.set_defaults(list_name="overrides")
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings as TOML and stop")
@@ -32,19 +33,15 @@ def with_nproc(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nproc", type=int, help="processes on this node (default: one per GPU, one without GPUs)")
 
 
-def settings() -> str:
-    return f"settings, with their defaults:\n{settings_help()}"
+def settings(kind: type[Config] = RunConfig) -> str:  # type: ignore[assignment]
+    return f"settings, with their defaults:\n{settings_help(kind)}"
 
 
-def config_of(options: argparse.Namespace) -> RunConfig:
-    return load_config(options.config, options.overrides)
-
-
-def on_config(run: Callable[[RunConfig, argparse.Namespace], int]) -> Command:
+def on_config(run: Callable[[Config, argparse.Namespace], int], kind: type[Config] = RunConfig) -> Command:  # type: ignore[assignment]
     """A command on a config, which --print-config prints instead."""
 
     def command(options: argparse.Namespace) -> int:
-        config = config_of(options)
+        config = load_settings(kind, options.config, options.overrides)
         if not options.print_config:
             return run(config, options)
         print(to_toml(config), end="")

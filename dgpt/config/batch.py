@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dgpt.config.run import RunConfig
+from dgpt.config.run import LoopConfig
 from dgpt.errors import UserError
 
 
@@ -16,7 +16,7 @@ class BatchPlan:
     dp_size: int
 
 
-def batch_plan(config: RunConfig, dp_size: int) -> BatchPlan:
+def batch_plan(config: LoopConfig, dp_size: int) -> BatchPlan:
     """Derive grad_accum_steps for `dp_size` data parallel ranks.
 
     Raises UserError with the arithmetic and the nearest global batches that divide.

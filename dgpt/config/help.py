@@ -9,9 +9,9 @@ from dgpt.config.run import RunConfig
 from dgpt.config.section import Section, section_of
 
 
-def settings_help() -> str:
-    """Every setting of RunConfig, and of the tables in it, with its default and unit."""
-    return "\n".join(_lines(RunConfig, ""))
+def settings_help(kind: type[Section] = RunConfig) -> str:
+    """Every setting of a kind of run, and of the tables in it, with its default and unit."""
+    return "\n".join(_lines(kind, ""))
 
 
 def _lines(model: type[Section], prefix: str) -> Iterator[str]:

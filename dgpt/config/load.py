@@ -1,21 +1,29 @@
-"""TOML file and `section.key=value` overrides in, RunConfig out. Precedence: defaults < file < command line."""
+"""TOML file and `section.key=value` overrides in, settings out. Precedence: defaults < file < command line."""
 
 import difflib
 import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from dgpt.config.finetune import FinetuneConfig
 from dgpt.config.run import RunConfig
-from dgpt.config.section import section_of
+from dgpt.config.section import Section, section_of
 from dgpt.errors import UserError
+
+Config = TypeVar("Config", RunConfig, FinetuneConfig)
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """`load_settings` of a pretraining."""
+    return load_settings(RunConfig, path, overrides)
+
+
+def load_settings(kind: type[Config], path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     """Read a run from `path` (None: defaults alone) and apply overrides such as `optimizer.lr=3e-4`.
 
     Raises UserError that lists every mistake at once.
@@ -23,24 +31,29 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
     values = _read_toml(Path(path)) if path else {}
     for override in overrides:
         _apply(values, override)
-    return parse_config(values, str(path or "the command line"))
+    return parse_settings(kind, values, str(path or "the command line"))
 
 
 def parse_config(values: dict[str, Any], origin: str) -> RunConfig:
-    """Validate a nested dict (from TOML or JSON) as a RunConfig; `origin` names it in errors."""
+    """`parse_settings` of a pretraining."""
+    return parse_settings(RunConfig, values, origin)
+
+
+def parse_settings(kind: type[Config], values: dict[str, Any], origin: str) -> Config:
+    """Validate a nested dict (from TOML or JSON) as settings of `kind`; `origin` names it in errors."""
     try:
-        return RunConfig.model_validate_json(json.dumps(values, default=str))
+        return kind.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        problems = [line for detail in error.errors() for line in _explain(detail).splitlines()]
+        problems = [line for detail in error.errors() for line in _explain(detail, kind).splitlines()]
         lines = "".join(f"\n  - {problem}" for problem in problems)
         raise UserError(
             f"{origin}: {len(problems)} setting{'s' * (len(problems) > 1)} cannot be used:{lines}",
-            rule="the settings that `dgpt pretrain --help` lists, with their types and bounds",
-            fix="change the values above in the file, or override them: dgpt pretrain FILE section.key=value",
+            rule=f"the settings that `dgpt {kind.verb} --help` lists, with their types and bounds",
+            fix=f"change the values above in the file, or override them: dgpt {kind.verb} FILE section.key=value",
         ) from None
 
 
-def to_toml(config: RunConfig) -> str:
+def to_toml(config: Section) -> str:
     """The whole config as TOML, which `load_config` reads back to an equal config."""
     values = config.model_dump(mode="json")
     tables = {name: value for name, value in values.items() if isinstance(value, dict)}
@@ -90,18 +103,17 @@ def _toml_value(text: str) -> Any:
     return table["value"] if len(table) == 1 else text  # text of several lines is no literal
 
 
-def _explain(detail: ErrorDetails) -> str:
+def _explain(detail: ErrorDetails, kind: type[BaseModel]) -> str:
     path = ".".join(str(part) for part in detail["loc"])
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":
-        return f"{path} = {detail['input']!r}: no such setting{_did_you_mean(detail['loc'])}"
+        return f"{path} = {detail['input']!r}: no such setting{_did_you_mean(detail['loc'], kind)}"
     if detail["type"] == "value_error":
         return f"{path}: {message}" if path else message
     return f"{path} = {detail['input']!r}: {message[0].lower()}{message[1:]}"
 
 
-def _did_you_mean(loc: tuple[int | str, ...]) -> str:
-    model: type[BaseModel] = RunConfig
+def _did_you_mean(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
     for part in loc[:-1]:
         if field := model.model_fields.get(str(part)):
             model = section_of(field) or model

@@ -1,7 +1,7 @@
 """RunConfig: one complete run, and the rules that hold between its sections."""
 
-from collections.abc import Iterator
-from typing import Self
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 from pydantic import model_validator
 
@@ -21,7 +21,62 @@ from dgpt.config.schema import (
 from dgpt.config.section import NotNegative, Section
 
 
+class LoopConfig(Protocol):
+    """What the training loop and the objects beside it read of a run, be it a pretraining or a fine-tuning."""
+
+    @property
+    def run_dir(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def model(self) -> ModelConfig: ...
+    @property
+    def optimizer(self) -> OptimizerConfig: ...
+    @property
+    def schedule(self) -> ScheduleConfig: ...
+    @property
+    def precision(self) -> PrecisionConfig: ...
+    @property
+    def activation_checkpointing(self) -> ActivationCheckpointingConfig: ...
+    @property
+    def training(self) -> TrainingConfig: ...
+    @property
+    def checkpoint(self) -> CheckpointConfig: ...
+    @property
+    def resume(self) -> ResumeConfig: ...
+    @property
+    def logging(self) -> LoggingConfig: ...
+    @property
+    def data(self) -> "DataPlace": ...
+    @property
+    def parallel(self) -> "Processes": ...
+    def model_dump(self, *, mode: str) -> dict[str, Any]: ...
+
+
+class DataPlace(Protocol):
+    @property
+    def path(self) -> str: ...
+
+
+class Processes(Protocol):
+    @property
+    def zero_stage(self) -> int: ...
+    @property
+    def timeout_seconds(self) -> int: ...
+
+
+C = TypeVar("C", bound=LoopConfig)
+
+
+def check_rules(config: C, rules: Iterable[Callable[[C], Iterator[str]]]) -> None:
+    """Raises ValueError with the lines of all rules that are broken."""
+    if problems := [problem for rule in rules for problem in rule(config)]:
+        raise ValueError("\n".join(problems))
+
+
 class RunConfig(Section):
+    verb: ClassVar[str] = "pretrain"
+
     run_dir: str = "runs/default"
     """Folder of this run: config, checkpoints, metrics, logs."""
     seed: NotNegative = 1337
@@ -48,25 +103,17 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def check_across_sections(self) -> Self:
-        rules = (
-            _min_lr_below_lr,
-            _warmup_fits,
-            _tp_divides,
-            _sequence_divides,
-            _micro_divides_global,
-            _lock_before_timeout,
-        )
-        if problems := [problem for rule in rules for problem in rule(self)]:
-            raise ValueError("\n".join(problems))
+        check_rules(self, (min_lr_below_lr, warmup_fits, _tp_divides, _sequence_divides, micro_divides_global,
+                           lock_before_timeout))  # fmt: skip
         return self
 
 
-def _min_lr_below_lr(c: RunConfig) -> Iterator[str]:
+def min_lr_below_lr(c: LoopConfig) -> Iterator[str]:
     if c.schedule.min_lr > c.optimizer.lr:
         yield f"schedule.min_lr = {c.schedule.min_lr} is above optimizer.lr = {c.optimizer.lr}; lower it"
 
 
-def _warmup_fits(c: RunConfig) -> Iterator[str]:
+def warmup_fits(c: LoopConfig) -> Iterator[str]:
     used = c.schedule.warmup_steps + (c.schedule.decay_steps if c.schedule.kind == "wsd" else 0)
     if used > c.training.steps:
         yield (f"schedule.warmup_steps = {c.schedule.warmup_steps} and decay_steps = {c.schedule.decay_steps} "
@@ -86,14 +133,14 @@ def _sequence_divides(c: RunConfig) -> Iterator[str]:
         yield f"parallel.tp = {c.parallel.tp} must divide model.seq_len = {c.model.seq_len} with sequence_parallel"
 
 
-def _micro_divides_global(c: RunConfig) -> Iterator[str]:
+def micro_divides_global(c: LoopConfig) -> Iterator[str]:
     t = c.training
     if t.global_batch_size % t.micro_batch_size:
         yield (f"training.global_batch_size = {t.global_batch_size} must be a multiple of "
                f"training.micro_batch_size = {t.micro_batch_size}; change one of them")  # fmt: skip
 
 
-def _lock_before_timeout(c: RunConfig) -> Iterator[str]:
+def lock_before_timeout(c: LoopConfig) -> Iterator[str]:
     if c.resume.stale_lock_seconds >= c.parallel.timeout_seconds:
         yield (f"resume.stale_lock_seconds = {c.resume.stale_lock_seconds} must be below parallel.timeout_seconds = "
                f"{c.parallel.timeout_seconds}: the other ranks wait for the one that waits for the lock")  # fmt: skip

@@ -35,6 +35,11 @@ class Batch:
     samples: tuple[int, ...]  # sample numbers, for messages
     valid: int  # rows that count: all, or none in a batch that only keeps a rank in step (ValidationLoader)
 
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What the model is called with."""
+        return self.tokens, self.targets, self.documents
+
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
         if device.type == "cpu":
@@ -48,6 +53,7 @@ class Position(NamedTuple):
     """Where in the data a step starts."""
 
     samples: int  # used before
+    tokens: int  # in these samples
     epoch: float  # passes over the split
     source_epochs: dict[str, float]  # passes over each source
 
@@ -133,7 +139,7 @@ class Loader:
         samples = step * self.plan.global_batch_size
         names = (source.name for source in self.windows.data.sources)
         epochs = dict(zip(names, self.windows.sampler.epochs(samples), strict=True))
-        return Position(samples, samples / self.n_samples, epochs)
+        return Position(samples, samples * self.windows.seq_len, samples / self.n_samples, epochs)
 
     def _firsts(self, step: int) -> list[int]:
         rows, start = self.plan.micro_batch_size, step * self.plan.global_batch_size

@@ -72,6 +72,12 @@ class Sampler:
         return [float(d / n) if n else 0.0 for d, n in zip(done, self.n_windows, strict=True)]
 
 
+def shuffle(i: Integers, n: int, seed: int) -> Integers:
+    """Which of n items comes as number i (k,): all of them, in another order in each pass."""
+    epoch, position = np.divmod(i, n)
+    return permute(position, np.full_like(i, n), _keys(seed, np.zeros_like(i), epoch))
+
+
 def permute(i: Integers, n: Integers, key: Keys) -> Integers:
     """Element i of the permutation of [0, n) that `key` names; all of shape (k,).
 

@@ -83,6 +83,10 @@ class Tokenizer:
         table = self._backend.table
         return b"".join([table[i] for i in ids]).decode("utf-8", "replace")
 
+    def byte_ends(self, ids: Sequence[int]) -> NDArray[np.int64]:
+        """Bytes of the text of `ids` up to the end of each token, (n,)."""
+        return np.cumsum([len(self._backend.table[i]) for i in ids], dtype=np.int64)
+
     @cached_property
     def text_bytes(self) -> NDArray[np.int64]:
         """UTF-8 bytes of text that each id stands for, (vocab_size,); 0 for special tokens."""

@@ -1,12 +1,12 @@
 """Engine: what the training loop needs of whatever holds the weights, gradients and optimizer state."""
 
 import warnings
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from dgpt.config import BatchPlan, RunConfig
+from dgpt.config import BatchPlan, LoopConfig, RunConfig
 from dgpt.errors import UserError
 from dgpt.fragments import Fragment
 from dgpt.model.gpt import GPT
@@ -21,8 +21,8 @@ class Engine(Protocol):
 
     model: GPT
 
-    def __call__(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
-        """Mean loss over this rank's (B, T) targets."""
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Mean loss over what this rank is to learn from a batch, given as its `inputs`."""
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of loss / grad_accum_steps."""
@@ -133,7 +133,7 @@ def replace_parameter(owner: torch.nn.Module, leaf: str, value: Tensor) -> None:
     setattr(owner, leaf, new)
 
 
-def prepare_blocks(model: GPT, config: RunConfig) -> None:
+def prepare_blocks(model: GPT, config: LoopConfig) -> None:
     """Compile the blocks if asked, and checkpoint activations around what was compiled."""
     if config.training.compile:
         # torch.compile looks at the gradient of a block's input, and torch warns of it.

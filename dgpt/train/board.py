@@ -14,6 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dgpt.errors import UserError
 
 FOLDER = "tensorboard"
@@ -36,6 +39,9 @@ class BoardWriter:
     def add_text(self, tag: str, text: str, step: int) -> None:
         """A panel that shows `text` letter by letter: an indented block, as markdown leaves it alone."""
         self._writer.add_text(tag, re.sub("^", "    ", text, flags=re.MULTILINE), step)
+
+    def add_image(self, tag: str, image: NDArray[np.uint8], step: int) -> None:
+        self._writer.add_image(tag, image, step, dataformats="HWC")
 
     def close(self) -> None:
         self._writer.close()

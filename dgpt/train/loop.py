@@ -3,12 +3,12 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from dgpt.config import RunConfig
+from dgpt.config import LoopConfig
 from dgpt.errors import TrainingError
 from dgpt.train.metrics import Monitor, StepMetrics
 from dgpt.train.profile import Profiler
@@ -21,11 +21,7 @@ class Batch(Protocol):
     """One micro batch of this rank."""
 
     @property
-    def tokens(self) -> Tensor: ...  # (B, T) int64
-    @property
-    def targets(self) -> Tensor: ...  # (B, T) int64
-    @property
-    def documents(self) -> Tensor | None: ...  # (B, T) int64
+    def inputs(self) -> tuple[Any, ...]: ...  # what the engine is called with
     @property
     def samples(self) -> tuple[int, ...]: ...  # sample numbers
 
@@ -33,9 +29,30 @@ class Batch(Protocol):
 class Trainable(Protocol):
     """The part of an Engine (dgpt.parallel.engine) that a step uses."""
 
-    def __call__(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor: ...
     def backward(self, loss: Tensor) -> None: ...
     def step(self, lr: float) -> float: ...
+
+
+class Progress(Protocol):
+    """Where in the training data a run stands."""
+
+    @property
+    def samples(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def epoch(self) -> float: ...
+
+
+class Verdict(NamedTuple):
+    """What follows from an evaluation; the same on all ranks."""
+
+    save: bool
+    stop: bool
+
+
+GO_ON = Verdict(save=False, stop=False)
 
 
 @dataclass(frozen=True)
@@ -46,18 +63,19 @@ class Work:
     seed: Callable[[int, int], None]  # (step, micro step): seeds dropout
     mean: Callable[[Tensor], Tensor]  # over the data parallel ranks
     explain: Callable[[int, list[tuple[Tensor, tuple[int, ...]]]], TrainingError]  # step, losses and their samples
-    position: Callable[[int], tuple[int, float]]  # samples consumed, epoch
-    evaluate: Callable[[int], None]
+    position: Callable[[int], Progress]
+    evaluate: Callable[[int], Verdict]
     sample: Callable[[int], None]
     save: Callable[[int, float], None]  # (steps, loss)
     poll: Callable[[], None]  # reports a save that has ended; cheap, after every step
 
 
 def train(
-    config: RunConfig, engine: Trainable, work: Work, monitor: Monitor, stopper: Stopper, profiler: Profiler,
+    config: LoopConfig, engine: Trainable, work: Work, monitor: Monitor, stopper: Stopper, profiler: Profiler,
     timings: Timings, start_step: int,
 ) -> int:  # fmt: skip
-    """Take optimizer steps from `start_step` to training.steps. Returns the steps done: fewer if asked to stop.
+    """Take optimizer steps from `start_step` to training.steps. Returns the steps done: fewer if asked to stop, or if
+    an evaluation says that it is enough.
 
     Raises TrainingError, on all ranks at the same step, when a loss or gradient is not finite.
     """
@@ -70,21 +88,21 @@ def train(
             raise work.explain(step, losses)
         done = step + 1
         stop = stopper.agreed()
-        last = stop or done == total
+        last, verdict = stop or done == total, GO_ON
         monitor.advance(done)
         work.poll()
         if last or due(done, config.logging.every_steps):
-            monitor.log_step(_metrics(config, work, timings, done, losses, lr, grad_norm))
+            monitor.log_step(_metrics(work, timings, done, losses, lr, grad_norm))
         if due(done, config.training.eval_every_steps) or (done == total and config.training.eval_every_steps):
             with timings("evaluate"):
-                work.evaluate(done)
+                verdict = work.evaluate(done)
         if due(done, config.logging.sample_every_steps):
             with timings("evaluate"):
                 work.sample(done)
-        if last or stopper.save or due(done, config.checkpoint.every_steps):
+        if last or any(verdict) or stopper.save or due(done, config.checkpoint.every_steps):
             with timings("checkpoint"):
                 work.save(done, _mean_loss(work, losses))
-        if stop:
+        if stop or verdict.stop:
             return done
     return total
 
@@ -98,7 +116,7 @@ def train_step(engine: Trainable, work: Work, timings: Timings, step: int, lr: f
     for micro_step, batch in enumerate(_timed(work.batches(step), timings)):
         work.seed(step, micro_step)
         with timings("forward"):
-            loss = engine(batch.tokens, batch.targets, batch.documents)
+            loss = engine(*batch.inputs)
         with timings("backward"):
             engine.backward(loss * (1 + 0 * loss.detach()))  # an infinite loss makes the gradient NaN, on all ranks
         losses.append((loss.detach(), batch.samples))
@@ -127,11 +145,9 @@ def _mean_loss(work: Work, losses: Losses) -> float:
     return float(work.mean(torch.stack([loss for loss, _ in losses]).mean()))
 
 
-def _metrics(
-    config: RunConfig, work: Work, timings: Timings, done: int, losses: Losses, lr: float, grad_norm: float
-) -> StepMetrics:
-    samples, epoch = work.position(done)
+def _metrics(work: Work, timings: Timings, done: int, losses: Losses, lr: float, grad_norm: float) -> StepMetrics:
+    at = work.position(done)
     return StepMetrics(
-        step=done, loss=_mean_loss(work, losses), lr=lr, grad_norm=grad_norm, tokens=samples * config.model.seq_len,
-        samples=samples, epoch=epoch, seconds=timings.take(),
+        step=done, loss=_mean_loss(work, losses), lr=lr, grad_norm=grad_norm, tokens=at.tokens, samples=at.samples,
+        epoch=at.epoch, seconds=timings.take(),
     )  # fmt: skip

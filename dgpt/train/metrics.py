@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from dgpt.config import RunConfig
+from dgpt.config import LoopConfig
 from dgpt.train.board import BoardWriter
 from dgpt.train.console import Console, duration, step_line
 from dgpt.train.rows import RowFile
 from dgpt.train.timing import Phase
 
 PAUSES: tuple[Phase, ...] = ("checkpoint", "evaluate")  # phases that are no part of a training step
+RESULT_TAGS = {"loss": "loss/validation", "perplexity": "loss/validation_perplexity"}
 GIB = 2**30
 
 
@@ -44,12 +47,12 @@ class Monitor:
 
     def __init__(
         self,
-        config: RunConfig,
+        config: LoopConfig,
         *,
         run_dir: Path,
         is_main: bool,
         start_step: int,
-        tokens_per_step: int,
+        start_tokens: int,
         flops_per_token: float,
         world_size: int,
         device: torch.device,
@@ -58,7 +61,6 @@ class Monitor:
     ) -> None:
         """`flops_per_token` of the whole model, forward and backward; `peak_flops` of one device, None if unknown."""
         self._total_steps = config.training.steps
-        self._tokens_per_step = tokens_per_step
         self._world_size = world_size
         self._device = device
         self._console = console
@@ -66,7 +68,7 @@ class Monitor:
         self._mfu_per_token = 100 * flops_per_token / (peak * world_size) if peak else None  # percent x seconds
         self._rows = RowFile(run_dir / "metrics.jsonl", start_step) if is_main else None
         self._board = BoardWriter(run_dir, start_step) if is_main and config.logging.tensorboard else None
-        self._last_step = start_step
+        self._last_step, self._last_tokens = start_step, start_tokens
         self._last_time = time.perf_counter()
         self._pace = 0.0  # seconds of wall time per step with all pauses, smoothed
 
@@ -84,9 +86,10 @@ class Monitor:
         """Record a logging step; its speed leaves out the checkpoints and evaluations since the last one."""
         now = time.perf_counter()
         steps, wall = metrics.step - self._last_step, now - self._last_time
-        self._last_step, self._last_time = metrics.step, now
+        tokens = metrics.tokens - self._last_tokens
+        self._last_step, self._last_tokens, self._last_time = metrics.step, metrics.tokens, now
         pauses = sum(metrics.seconds.get(phase, 0.0) for phase in PAUSES)
-        points = {**_state(metrics), **self._speed(steps, wall - pauses), **_times(metrics.seconds, steps),
+        points = {**_state(metrics), **self._speed(steps, tokens, wall - pauses), **_times(metrics.seconds, steps),
                   "system/peak_memory_gib": peak_memory_gib(self._device)}  # fmt: skip
         self._record(points, metrics.step)
         eta = self._eta(metrics.step, wall / steps)
@@ -95,16 +98,26 @@ class Monitor:
 
     def log_eval(self, step: int, loss: float) -> None:
         """Record the mean loss (nats per token) on the held-out split after `step` steps."""
-        points = {"loss/validation": loss, "loss/validation_perplexity": perplexity(loss)}
-        self._record(points, step)
+        self.log_results(step, {"loss": loss, "perplexity": perplexity(loss)})
+
+    def log_results(self, step: int, results: Mapping[str, float]) -> None:
+        """Record what was measured on the held-out split after `step` steps, by name: the loss, and what else a task
+        knows."""
+        self._record({RESULT_TAGS.get(name, f"validation/{name}"): value for name, value in results.items()}, step)
+        shown = (f"{name} {value:,.2f}" if name == "perplexity" else f"{name} {value:.4f}"
+                 for name, value in results.items())  # fmt: skip
         width = len(str(self._total_steps))
-        self._console.print(f"step {step:>{width}}/{self._total_steps} | validation loss {loss:.4f}"
-                            f" | perplexity {points['loss/validation_perplexity']:,.2f}")  # fmt: skip
+        self._console.print(f"step {step:>{width}}/{self._total_steps} | validation {' | '.join(shown)}")
 
     def log_text(self, tag: str, text: str, step: int) -> None:
         """Show `text` as it is in a TensorBoard text panel, e.g. the config or a sample."""
         if self._board:
             self._board.add_text(tag, text, step)
+
+    def log_image(self, tag: str, image: NDArray[np.uint8], step: int) -> None:
+        """Show an RGB picture (height, width, 3) in TensorBoard."""
+        if self._board:
+            self._board.add_image(tag, image, step)
 
     def close(self) -> None:
         """Write out what is buffered. The console stays open; who made it closes it."""
@@ -112,8 +125,8 @@ class Monitor:
             if sink:
                 sink.close()
 
-    def _speed(self, steps: int, seconds: float) -> dict[str, float]:
-        rate = steps * self._tokens_per_step / seconds
+    def _speed(self, steps: int, tokens: int, seconds: float) -> dict[str, float]:
+        rate = tokens / seconds
         speed = {
             "speed/tokens_per_second": rate,
             "speed/tokens_per_second_per_device": rate / self._world_size,

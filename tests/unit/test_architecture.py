@@ -9,7 +9,8 @@ import pytest
 ROOT = Path(__file__).parents[2] / "dgpt"
 ENTRYPOINTS = {"cli", "verbs", "pretrain", "setup", "resume", "changes", "preview", "generate",
                "export", "chat", "generation_verbs", "evaluate", "evaluation_verbs", "harness",
-               "checkpoint_verbs", "submit", "slurm_verbs"}  # fmt: skip
+               "checkpoint_verbs", "submit", "slurm_verbs", "run", "finetune",
+               "finetuned", "finetune_setup", "finetune_verbs", "lora", "predict"}  # fmt: skip
 ALLOWED = {
     "errors": set(),
     "fragments": set(),
@@ -24,6 +25,7 @@ ALLOWED = {
     "parallel": {"config", "errors", "fragments", "model", "runtime", "train"},
     "checkpoint": {"config", "errors", "fragments", "model", "runtime", "storage"},
     "train": {"config", "errors", "model"},
+    "tasks": {"config", "data", "errors", "model"},
     "launch": {"errors", "runtime", "scripts"},
     "scripts": set(),
     "slurm": {"config", "errors", "lease", "outcome", "scripts"},

@@ -13,7 +13,7 @@ import torch
 from dgpt.config import RunConfig, load_config
 from dgpt.errors import UserError
 from dgpt.runtime import Runtime
-from dgpt.setup import Setup, check, check_space, compute_dtype, hash_of_data
+from dgpt.setup import PretrainSetup, check, check_space, compute_dtype, hash_of_data
 
 CPU = torch.device("cpu")
 
@@ -30,7 +30,7 @@ def config_of(data: Path, *overrides: str) -> RunConfig:
     return load_config(None, [f"data.path={data}", f"run_dir={data.parent / 'run'}", *model, *batch, *overrides])
 
 
-def check_all(config: RunConfig, world: int) -> list[Setup]:
+def check_all(config: RunConfig, world: int) -> list[PretrainSetup]:
     """Every rank by itself; no process group exists, so that a collective would fail."""
     assert not torch.distributed.is_initialized()
     return [check(config, Runtime(rank, rank, world, CPU)) for rank in range(world)]
@@ -177,4 +177,4 @@ def test_a_disk_without_room_for_one_checkpoint(
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10_000))
     with pytest.raises(UserError, match=r"has 10,000 bytes free, a checkpoint takes \d+,\d+"):
-        check_space(config_of(tiny_data, f"run_dir={tmp_path}", "model.n_embd=256", "model.vocab_size=300"))
+        check_space(config_of(tiny_data, f"run_dir={tmp_path}"), 10**6)

@@ -24,7 +24,7 @@ def config(**logging: Any) -> RunConfig:
 
 
 def monitor(folder: Path, out: io.StringIO, settings: RunConfig | None = None, **changes: Any) -> Monitor:
-    facts: dict[str, Any] = {"run_dir": folder, "is_main": True, "start_step": 0, "tokens_per_step": 1000,
+    facts: dict[str, Any] = {"run_dir": folder, "is_main": True, "start_step": 0, "start_tokens": 0,
                              "flops_per_token": 6e6, "world_size": 4, "device": torch.device("cpu"),
                              "console": Console(total_steps=100, stream=out), **changes}  # fmt: skip
     return Monitor(settings or config(), **facts)
