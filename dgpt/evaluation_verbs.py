@@ -10,27 +10,70 @@ from dgpt.errors import UserError
 from dgpt.verbs import start_processes
 
 if TYPE_CHECKING:
+    import torch
+
     from dgpt.checkpoint.find import Found
-    from dgpt.model.gpt import GPT
 
 TIMEOUT_SECONDS = 1800  # of a collective: the ranks may be as far apart as their batches
 
 
 def evaluate(options: Namespace) -> int:
+    from dgpt.runtime import under_torchrun
+
+    _check(options)
+    if not under_torchrun() and _asks_for_task(options):
+        _print(*_task(options), options)
+        return outcome.DONE
     start_processes(options.nproc)
     from dgpt import runtime as processes
     from dgpt.generate import choose
 
-    _check(options)
     runtime = processes.start(TIMEOUT_SECONDS)
     found = runtime.on_main(lambda: choose(options.model))  # one checkpoint for all, though a run goes on saving
     measure = _harness if options.lm_eval else _text
     result = measure(found, runtime, options)
     if runtime.is_main:
-        facts = {"model": str(found.folder), "step": found.manifest.step, **result}
-        print(json.dumps(facts, ensure_ascii=False)) if options.json else _show(facts)
+        _print(found, result, options)
     processes.finish()
     return outcome.DONE
+
+
+def _print(found: "Found", result: dict[str, Any], options: Namespace) -> None:
+    facts = {"model": str(found.folder), "step": found.manifest.step, **result}
+    print(json.dumps(facts, ensure_ascii=False)) if options.json else _show(facts)
+
+
+def _asks_for_task(options: Namespace) -> bool:
+    """Whether the measure is a fine-tuned model's task. Raises UserError if several processes are to take it."""
+    from dgpt import launch
+    from dgpt.checkpoint.compatible import is_finetuned
+    from dgpt.generate import choose
+
+    if options.text or options.lm_eval or not is_finetuned(choose(options.model)):
+        return False
+    if options.nproc is not None and launch.local_processes(options.nproc) > 1:
+        raise UserError(f"--nproc = {options.nproc} for the task of a fine-tuned model",
+                        rule="one process answers all rows: F1 and the like are no means over rows",
+                        fix="leave --nproc away; --text measures the loss on text, on any number")  # fmt: skip
+    return True
+
+
+def _task(options: Namespace) -> "tuple[Found, dict[str, Any]]":
+    from dgpt.finetuned import load_finetuned
+    from dgpt.generate import choose
+    from dgpt.tasks.evaluate import evaluate_task
+    from dgpt.tasks.rows import read_rows
+    from dgpt.tasks.sources import read_splits
+
+    found = choose(options.model)
+    model = load_finetuned(found.folder)
+    data = model.config.data
+    rows = list(read_rows(options.data)) if options.data else read_splits(data).validation
+    rows = rows[: options.limit]
+    model.model.to(_dtype(options.dtype))
+    scores = evaluate_task(model, rows, batch_size=options.batch_size)
+    named = str(options.data) if options.data else f"validation rows of {data.dataset or data.validation or data.path}"
+    return found, {"task": model.config.task.kind, "data": named, "rows": len(rows), **scores}
 
 
 def _check(options: Namespace) -> None:
@@ -48,18 +91,22 @@ def _text(found: "Found", runtime: Any, options: Namespace) -> dict[str, Any]:
     from dataclasses import asdict
 
     from dgpt.checkpoint.compatible import read_config
+    from dgpt.config import RunConfig
     from dgpt.evaluate import Plan, evaluate, open_data
     from dgpt.generate import load_model
 
     config = read_config(found)
+    path = options.data or (Path(config.data.path) if isinstance(config, RunConfig) else None)
+    if path is None:
+        raise UserError("--text without DATA", rule="a fine-tuned model's own data are rows of its task, not text",
+                        fix="name a prepared folder or a file of text")  # fmt: skip
     seq_len = options.seq_len or config.model.seq_len
     plan = Plan(seq_len, options.stride or seq_len, options.batch_size, options.limit or 0,
-                config.data.reset_at_document)  # fmt: skip
+                isinstance(config, RunConfig) and config.data.reset_at_document)  # fmt: skip
     check_plan(plan, config.model.seq_len)
     model, tokenizer = load_model(found.folder)
-    path = options.data or Path(config.data.path)
     rows = open_data(path, options.split, options.field, tokenizer)
-    score = evaluate(_cast(model, options.dtype), tokenizer, rows, plan, runtime)
+    score = evaluate(model.to(_dtype(options.dtype)), tokenizer, rows, plan, runtime)
     return {"data": str(path), **({"split": options.split} if path.is_dir() else {}), **asdict(score)}
 
 
@@ -68,7 +115,7 @@ def _harness(found: "Found", runtime: Any, options: Namespace) -> dict[str, Any]
     from dgpt.harness import HarnessModel, run
 
     model, tokenizer = load_model(found.folder)
-    harness_model = HarnessModel(_cast(model, options.dtype), tokenizer, runtime, batch_size=options.batch_size)
+    harness_model = HarnessModel(model.to(_dtype(options.dtype)), tokenizer, runtime, batch_size=options.batch_size)
     results = run(harness_model, options.lm_eval, include_path=options.include_path, num_fewshot=options.num_fewshot,
                   limit=options.limit)  # fmt: skip
     return {"tasks": results}
@@ -85,10 +132,10 @@ def check_plan(plan: Any, most: int) -> None:
                         fix=f"give --stride {plan.seq_len} or fewer")  # fmt: skip
 
 
-def _cast(model: "GPT", dtype: str) -> "GPT":
+def _dtype(name: str) -> "torch.dtype":
     import torch
 
-    return model.to({"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
 
 
 def _show(facts: dict[str, Any]) -> None:
@@ -96,7 +143,7 @@ def _show(facts: dict[str, Any]) -> None:
     from dgpt.tables import print_table
 
     tasks = facts.pop("tasks", {})
-    rows = [(name, _text_of(value)) for name, value in facts.items()]
+    rows = [(name, _text_of(value)) for name, value in facts.items() if not isinstance(value, (list, dict))]
     rows += [(f"{task}: {name}", _text_of(value)) for task, values in tasks.items() for name, value in values.items()]
     print_table(("measure", "value"), rows, right=0)
 

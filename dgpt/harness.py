@@ -135,7 +135,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the library is untyped
         settings = normalize_gen_kwargs(wishes)
         new_tokens = min(settings["max_gen_toks"], self.max_length - 1)
         sampling = Sampling(
-            new_tokens, settings["temperature"], top_k=settings.get("top_k", 0), top_p=settings.get("top_p", 1.0),
+            new_tokens, settings.get("temperature", 0.0), settings.get("top_k", 0), settings.get("top_p", 1.0),
             min_p=settings.get("min_p", 0.0), repetition_penalty=settings.get("repetition_penalty", 1.0),
         )  # fmt: skip
         prompts = [self.tok_encode(context)[-(self.max_length - new_tokens) :] for context in contexts]
@@ -188,10 +188,9 @@ def run(
     Raises UserError for a task that the harness does not know. A task file can name Python functions, which then run.
     """
     from lm_eval.evaluator import simple_evaluate
-    from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=include_path)
-    if unknown := [task for task in tasks if not manager.match_tasks([task])]:
+    manager = _manager(tasks, include_path)
+    if unknown := _unknown(manager, tasks):
         raise UserError(f"--lm-eval = '{unknown[0]}' is no task that lm-evaluation-harness knows",
                         rule="a task is one of `lm_eval ls tasks`, or of a .yaml file in --include-path",
                         fix="correct the name, or give the folder of its task file")  # fmt: skip
@@ -200,3 +199,18 @@ def run(
     measured = results["results"] if results else {}
     return {task: {name.removesuffix(",none"): value for name, value in values.items() if isinstance(value, float)}
             for task, values in measured.items()}  # fmt: skip
+
+
+def _manager(tasks: Sequence[str], include_path: Path | None) -> Any:
+    """The harness's own tasks are thousands of files: they are looked through only for what is not in include_path."""
+    from lm_eval.tasks import TaskManager
+
+    if include_path:
+        manager = TaskManager(include_path=include_path, include_defaults=False)
+        if not _unknown(manager, tasks):
+            return manager
+    return TaskManager(include_path=include_path)
+
+
+def _unknown(manager: Any, tasks: Sequence[str]) -> list[str]:
+    return [task for task in tasks if not manager.match_tasks([task])]

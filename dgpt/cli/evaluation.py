@@ -34,18 +34,19 @@ def _chat(subparsers: Verbs) -> None:
 
 
 def _evaluate(subparsers: Verbs) -> None:
-    text = "loss, perplexity and bits per byte of a text under a model; or tasks of lm-evaluation-harness"
+    text = "loss, perplexity and bits per byte of a text under a model; a fine-tuned model's task; harness tasks"
     parser = add_verb(subparsers, "evaluate", evaluation_verbs.evaluate, text)
     _with_model(parser)
     add = parser.add_argument
-    data = "a prepared folder, or a text, JSONL or Parquet file (default: the data of the model's run)"
+    data = "a prepared folder, a text, JSONL or Parquet file, or a task file (default: the data of the model's run)"
     add("data", type=Path, nargs="?", metavar="DATA", help=data)
+    add("--text", action="store_true", help="measure text, though the model was fine-tuned for a task")
     add("--split", choices=("train", "val"), default="val", help="of a prepared folder (default: val)")
     add("--field", default="text", help="that holds the text in JSONL and Parquet (default: text)")
     add("--seq-len", type=positive, metavar="T", help="tokens of a window (default: the model's, which is the most)")
     add("--stride", type=positive, metavar="S", help="tokens scored by each window after the first; fewer than "
         "--seq-len: each sees at least seq_len - S tokens before it (default: --seq-len)")  # fmt: skip
-    add("--limit", type=positive, metavar="N", help="only the first N windows, or rows of each harness task")
+    add("--limit", type=positive, metavar="N", help="only the first N windows, or rows of a task")
     add("--batch-size", type=positive, default=8, metavar="B", help="windows at once on a process (default: 8)")
     add("--dtype", choices=("fp32", "bf16"), default="fp32", help="to compute in (default: fp32)")
     add("--json", action="store_true", help="print one JSON object")

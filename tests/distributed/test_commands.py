@@ -1,5 +1,6 @@
 """The commands as a person types them: real processes, two ranks under torchrun, signals, exit codes."""
 
+import json
 import os
 import random
 import signal
@@ -153,6 +154,15 @@ def test_prompts_from_a_file_follow_those_of_the_command_line(folder: Path, caps
     assert [text.startswith(prompt) for text, prompt in zip(texts, ("zero", "one", "日本 two"), strict=True)] == [
         True
     ] * 3
+
+
+def test_evaluate_starts_processes_and_prints_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, output, _ = dgpt(folder, "evaluate", "whole", "--nproc", "2", "--limit", "9", "--json")
+    assert code == DONE
+    assert main(["evaluate", str(folder / "whole"), "--limit", "9", "--json"]) == DONE
+    two, one = json.loads(output), json.loads(capsys.readouterr().out)
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    assert (two["tokens"], two["step"]) == (one["tokens"], STEPS)
 
 
 def test_a_checkpoint_can_be_named_from_where_it_lies(

@@ -165,8 +165,8 @@ def test_documents_that_are_apart_in_training_are_apart_here(ours: tuple[GPT, To
     loss = model(*(torch.tensor([x]) for x in (tokens, ids, documents)))
     score, other = (evaluate(model, tokenizer, [Text(np.array(ids))], Plan(96, 96, 1, reset_at_document=reset), ALONE)
                     for reset in (True, False))  # fmt: skip
-    assert score.loss == pytest.approx(float(loss), rel=1e-6)
-    assert other.loss != pytest.approx(float(loss), rel=1e-4)
+    assert score.loss == pytest.approx(loss.item(), rel=1e-6)
+    assert other.loss != pytest.approx(loss.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize(

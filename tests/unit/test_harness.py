@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from dgpt.model.sampling import Sampling
 from dgpt.outcome import DONE, MISTAKE
 
 pytest.importorskip("lm_eval")
+from lm_eval import tasks as harness_tasks
 from lm_eval.api.instance import Instance
 
 from dgpt.harness import HarnessModel
@@ -100,7 +102,7 @@ def direct(model: HarnessModel, context: list[int], end: list[int]) -> tuple[flo
 
 def test_loglikelihood_is_the_direct_computation(model: HarnessModel) -> None:
     tokenizer = model.tokenizer
-    pairs = [("ba fe", " dio x"), ("ba", " fe"), ("", "ba fe ba"), ("ba fe " * 9, "dio")]
+    pairs = [("ba fe", " dio x"), ("ba", " fe"), ("", "ba fe ba"), ("ba fe " * 9 + "ba", " dio")]
     greedy = next(generate_texts(model.model, tokenizer, ["ba fe"], Sampling(3, temperature=0))).text
     pairs.append(("ba fe", greedy))
     results = model.loglikelihood([request("loglikelihood", *pair) for pair in pairs], disable_tqdm=True)
@@ -173,6 +175,11 @@ def test_their_own_api_knows_the_name(random_run: Path, tasks: Path) -> None:
     assert results["n-samples"]["tiny_choose"]["effective"] == 2
 
 
-def test_an_unknown_task_is_refused(random_run: Path, tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_task_is_refused(
+    random_run: Path, tasks: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sought among the user's tasks alone: to read all of the library's takes long."""
+    few = partial(harness_tasks.TaskManager, include_defaults=False)
+    monkeypatch.setattr(harness_tasks, "TaskManager", lambda include_path, **_: few(include_path=include_path))
     assert main(["evaluate", str(random_run), "--lm-eval", "tiny_nothing", "--include-path", str(tasks)]) == MISTAKE
     assert "'tiny_nothing' is no task" in capsys.readouterr().err

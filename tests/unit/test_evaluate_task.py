@@ -1,0 +1,60 @@
+"""`dgpt evaluate` of a fine-tuned model: its task's measures."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dgpt.cli import main
+from dgpt.finetuned import load_finetuned
+from dgpt.outcome import DONE, MISTAKE
+from dgpt.tasks.evaluate import evaluate_task
+
+ROWS = [{"text": f"ba fe {n}", "label": "even" if n % 2 == 0 else "odd"} for n in range(24)]
+
+
+@pytest.fixture(scope="module")
+def finetuned(random_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("task")
+    for name, rows in (("train", ROWS[:16]), ("validation", ROWS[16:])):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "task.toml").write_text(f"""
+run_dir = "{folder / "run"}"
+base = "{random_run}"
+task = {{ kind = "classification" }}
+data = {{ train = "{folder / "train.jsonl"}", validation = "{folder / "validation.jsonl"}" }}
+training = {{ steps = 2, global_batch_size = 4, micro_batch_size = 4 }}
+""")
+    assert main(["finetune", str(folder / "task.toml")]) == DONE
+    return folder
+
+
+def test_measures_are_those_of_the_task(finetuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["evaluate", str(finetuned / "run"), "--json"]) == DONE
+    found = json.loads(capsys.readouterr().out)
+    model = load_finetuned(finetuned / "run")
+    expected = evaluate_task(model, ROWS[16:])
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    answers = list(model.answers([model.task.query(row) for row in _rows(finetuned)]))
+    right = [answer["label"] == row["label"] for answer, row in zip(answers, ROWS[16:], strict=True)]
+    assert found["accuracy"] == pytest.approx(sum(right) / len(right))
+    assert (found["task"], found["rows"]) == ("classification", 8)
+
+
+def _rows(folder: Path) -> list:  # type: ignore[type-arg]
+    from dgpt.tasks.rows import read_rows
+
+    return list(read_rows(folder / "validation.jsonl"))
+
+
+def test_another_file_and_a_part_of_it(finetuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["evaluate", str(finetuned / "run"), str(finetuned / "train.jsonl"), "--limit", "3", "--json"]) == DONE
+    assert json.loads(capsys.readouterr().out)["rows"] == 3
+
+
+def test_wishes_that_a_task_does_not_grant(finetuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options, message in ((["--nproc", "2"], "one process answers all rows"), (["--text"], "--text without DATA")):
+        assert main(["evaluate", str(finetuned / "run"), *options]) == MISTAKE
+        assert message in capsys.readouterr().err
