@@ -10,7 +10,7 @@ from dgpt.storage import place
 def _generate(subparsers: Verbs) -> None:
     text = "continue prompts with a trained model, from a checkpoint of any topology"
     parser = add_verb(subparsers, "generate", verbs.generate, text)
-    parser.add_argument("model", type=place, metavar="RUN_ORCHECKPOINT", help=f"{CHECKPOINT}; or an export")
+    parser.add_argument("model", type=place, metavar="RUN_OR_CHECKPOINT", help=f"{CHECKPOINT}; or an export")
     parser.add_argument("prompts", metavar="PROMPT", nargs="*", help="text to continue (none: start a new document)")
     parser.set_defaults(list_name="prompts")
     parser.add_argument("--prompts-file", type=Path, help="a file with one prompt per line")

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dgpt.config.section import Fraction, NotNegative, Positive, Section
+from dgpt.config.section import FolderName, Fraction, NotNegative, Positive, Section
 
 
 class SourceConfig(Section):
@@ -39,7 +39,7 @@ class SourceConfig(Section):
 
 
 class DataConfig(Section):
-    path: str = "data/stdlib"
+    path: FolderName = "data/stdlib"
     """Folder of the prepared token shards; `dgpt prepare` writes it."""
     sources: tuple[SourceConfig, ...] = (SourceConfig(builtin="stdlib"),)
     """Where the text comes from: one [[data.sources]] table each."""

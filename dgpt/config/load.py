@@ -20,7 +20,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
 
     Raises UserError that lists every mistake at once.
     """
-    values = _read_toml(Path(path)) if path else {}
+    values = {} if path is None else _read_toml(Path(path))
     for override in overrides:
         _apply(values, override)
     return parse_config(values, str(path or "the command line"))

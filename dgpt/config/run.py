@@ -18,11 +18,11 @@ from dgpt.config.schema import (
     ScheduleConfig,
     TrainingConfig,
 )
-from dgpt.config.section import NotNegative, Section
+from dgpt.config.section import FolderName, NotNegative, Section
 
 
 class RunConfig(Section):
-    run_dir: str = "runs/default"
+    run_dir: FolderName = "runs/default"
     """Folder of this run: config, checkpoints, metrics, logs."""
     seed: NotNegative = 1337
     """Seed of weights, data order and dropout."""
