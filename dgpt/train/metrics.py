@@ -4,8 +4,9 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -66,6 +67,7 @@ class Monitor:
         self._mfu_per_token = 100 * flops_per_token / (peak * world_size) if peak else None  # percent x seconds
         self._rows = RowFile(run_dir / "metrics.jsonl", start_step) if is_main else None
         self._board = BoardWriter(run_dir, start_step) if is_main and config.logging.tensorboard else None
+        self._failing: set[RowFile | BoardWriter] = set()  # whose last write failed
         self._last_step = start_step
         self._last_time = time.perf_counter()
         self._pace = 0.0  # seconds of wall time per step with all pauses, smoothed
@@ -104,10 +106,10 @@ class Monitor:
     def log_text(self, tag: str, text: str, step: int) -> None:
         """Show `text` as it is in a TensorBoard text panel, e.g. the config or a sample."""
         if self._board:
-            self._board.add_text(tag, text, step)
+            self._attempt(self._board, partial(self._board.add_text, tag, text, step))
 
     def close(self) -> None:
-        """Write out what is buffered. The console stays open; who made it closes it."""
+        """The console stays open; who made it closes it."""
         for sink in (self._rows, self._board):
             if sink:
                 sink.close()
@@ -128,7 +130,18 @@ class Monitor:
     def _record(self, points: Mapping[str, float], step: int) -> None:
         for sink in (self._rows, self._board):
             if sink:
-                sink.add(points, step)
+                self._attempt(sink, partial(sink.add, points, step))
+
+    def _attempt(self, sink: RowFile | BoardWriter, write: Callable[[], None]) -> None:
+        """A disk that is full costs points and no run; that is said once, until a write succeeds again."""
+        try:
+            write()
+        except OSError as error:
+            if sink not in self._failing:
+                self._console.print(f"POINTS NOT WRITTEN, and training goes on: {error}")
+            self._failing.add(sink)
+        else:
+            self._failing.discard(sink)
 
 
 def perplexity(loss: float) -> float:
