@@ -38,7 +38,8 @@ def huggingface_backend(model: bytes, special_tokens: tuple[str, ...]) -> Backen
     for name, i in specials.items():
         table[i] = name.encode()
     whole = re.compile(rf"{SPACE}|[^{SPACE}]+" if literals else r"(?s:.+)")
-    return Backend("tokenizer.json", model, encode, table, specials, whole, False, literals)
+    unknown = {**vocab, **specials}.get(settings["model"].get("unk_token") or "")
+    return Backend("tokenizer.json", model, encode, table, specials, whole, False, literals, unknown)
 
 
 def _take_special_tokens(settings: dict[str, Any], names: tuple[str, ...]) -> dict[str, int]:

@@ -46,6 +46,8 @@ class TextTokenizer(Protocol):
     def eod_id(self) -> int: ...
     @property
     def vocab_size(self) -> int: ...
+    @property
+    def unreachable(self) -> Collection[int]: ...  # ids that stand for no text
     def encode(self, text: str, /) -> list[int]: ...
     def decode(self, tokens: Sequence[int], /) -> str: ...
 
@@ -80,8 +82,8 @@ def generate_texts(
 
     encoded = [tokenizer.encode(prompt) or [tokenizer.eod_id] for prompt in prompts]
     results = generate(
-        model, encoded, sampling, samples=samples, vocab_size=tokenizer.vocab_size, stop_ids=(tokenizer.eod_id,),
-        stop=stop, batch_size=batch_size,
+        model, encoded, sampling, samples=samples, vocab_size=tokenizer.vocab_size, never=tokenizer.unreachable,
+        stop_ids=(tokenizer.eod_id,), stop=stop, batch_size=batch_size,
     )  # fmt: skip
     named = (prompt for prompt in prompts for _ in range(samples))
     for prompt, result in zip(named, results, strict=True):
@@ -101,6 +103,7 @@ def generate(
     *,
     samples: int = 1,
     vocab_size: int = 0,
+    never: Collection[int] = (),
     stop_ids: Collection[int] = (),
     stop: Callable[[Sample], bool] | None = None,
     batch_size: int = 64,
@@ -110,8 +113,8 @@ def generate(
     A sample is a function of the model, its prompt, its number and `sampling`; batch neighbours do not matter. It ends
     at a token in `stop_ids`, when `stop(sample)` (asked after each token) says so, after max_new_tokens, or when
     prompt and new tokens fill the model's seq_len. Tokens from `vocab_size` on (0: the model's; behind it are rows of
-    padding) are never drawn. Raises UserError, before the first forward pass, for an empty prompt, one that fills
-    seq_len, or one with a token that the model does not know.
+    padding) are never drawn, nor those in `never`. Raises UserError, before the first forward pass, for an empty
+    prompt, one that fills seq_len, or one with a token that the model does not know.
     """
     vocab_size = vocab_size or model.config.vocab_size
     for name, count in (("samples", samples), ("batch_size", batch_size)):
@@ -132,8 +135,11 @@ def generate(
             return "length"
         return "context" if len(sample.prompt) + len(sample.tokens) >= model.config.seq_len else ""
 
+    allowed = torch.ones(vocab_size, dtype=torch.bool)
+    allowed[list(never)] = False
+    allowed = allowed.to(model.wte.weight.device)
     batches = (results[at : at + batch_size] for at in range(0, len(results), batch_size))
-    return itertools.chain.from_iterable(_generate_batch(model, batch, sampling, vocab_size, end) for batch in batches)
+    return itertools.chain.from_iterable(_generate_batch(model, batch, sampling, allowed, end) for batch in batches)
 
 
 def _check(name: str, prompt: Sequence[int], seq_len: int, vocab_size: int) -> None:
@@ -151,7 +157,7 @@ def _check(name: str, prompt: Sequence[int], seq_len: int, vocab_size: int) -> N
 
 @torch.no_grad()
 def _generate_batch(
-    model: GPT, batch: list[Sample], sampling: Sampling, vocab_size: int, end: Callable[[Sample, int], Reason]
+    model: GPT, batch: list[Sample], sampling: Sampling, allowed: Tensor, end: Callable[[Sample, int], Reason]
 ) -> list[Sample]:
     """Complete the samples of `batch` together."""
     device = model.wte.weight.device
@@ -165,7 +171,7 @@ def _generate_batch(
         x = model.hidden(tokens, cache=cache)[range(len(batch)), [n - 1 for n in lengths]]  # (B, C), of the last tokens
         cache.advance(lengths)
         for step in range(sampling.max_new_tokens):
-            chosen = _next(model, x, draws[:, step], sampling, vocab_size)
+            chosen = _next(model, x, draws[:, step], sampling, allowed)
             for sample, token in zip(active, chosen, strict=True):
                 sample.reason = end(sample, token)
             going = [row for row, sample in enumerate(active) if not sample.reason]
@@ -179,10 +185,10 @@ def _generate_batch(
     return batch
 
 
-def _next(model: GPT, x: Tensor, draws: Tensor, sampling: Sampling, vocab_size: int) -> list[int]:
-    """The next tokens after final hidden states x (B, C)."""
-    logits = model.head(x[:, None])[:, 0, :vocab_size]  # (B, V)
-    return choose(logits, draws, sampling).tolist()
+def _next(model: GPT, x: Tensor, draws: Tensor, sampling: Sampling, allowed: Tensor) -> list[int]:
+    """The next tokens after final hidden states x (B, C), of those that are allowed (V,)."""
+    logits = model.head(x[:, None])[:, 0, : len(allowed)]  # (B, V)
+    return choose(logits.masked_fill(~allowed, float("-inf")), draws, sampling).tolist()
 
 
 @contextmanager
