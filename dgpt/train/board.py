@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from dgpt.errors import UserError
 from dgpt.train.append import AppendFile
@@ -36,7 +35,8 @@ class BoardWriter:
 
         folder = run_dir / FOLDER
         folder.mkdir(exist_ok=True)
-        name = f"events.out.tfevents.{time.time_ns() // 10**9:010}.{socket.gethostname()}.{os.getpid()}.{uuid4().hex}"
+        seconds, nanoseconds = divmod(time.time_ns(), 10**9)  # readers take the files in the order of their names
+        name = f"events.out.tfevents.{seconds:010}.{nanoseconds:09}.{socket.gethostname()}.{os.getpid()}"
         self._file = AppendFile(folder / name)
         self._add(file_version="brain.Event:2")
         self._add(step=start_step + 1, session_log=SessionLog(status=SessionLog.START))
