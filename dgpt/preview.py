@@ -29,6 +29,7 @@ def preview(
             length = min(config.model.seq_len, -(-len(context) // unit) * unit)
             padded = torch.tensor([context + [tokenizer.eod_id] * (length - len(context))], device=device)
             logits = engine.model(padded)[0, len(context) - 1, : tokenizer.vocab_size].float().cpu()
+            logits[list(tokenizer.unreachable)] = float("-inf")
             p = (logits / TEMPERATURE).softmax(dim=-1)
             tokens.append(int(torch.multinomial(p, 1, generator=generator)))
     engine.model.train()

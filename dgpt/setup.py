@@ -21,6 +21,8 @@ from dgpt.parallel.engine import check_engine
 from dgpt.parallel.mesh import ParallelDims
 from dgpt.runtime import Runtime, has_fast_bf16
 
+FOLDERS = (CHECKPOINTS, "lock", "tokenizer", "tensorboard", "profile")  # in the run folder
+FILES = ("config.toml", "metrics.jsonl")
 CHECKPOINT_BYTES = 12  # of each parameter: weight and two moments in fp32
 
 
@@ -136,7 +138,7 @@ def check_local(run_dir: str) -> None:
 
 def check_writable(run_dir: Path) -> None:
     """Make the run folder. Raises UserError if it cannot be made or written to."""
-    for folder in (run_dir.absolute(), run_dir.absolute() / CHECKPOINTS):
+    for folder in (run_dir.absolute(), *(run_dir.absolute() / name for name in FOLDERS)):
         existing = next(path for path in (folder, *folder.parents) if os.path.exists(path))
         if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
             continue
@@ -146,6 +148,11 @@ def check_writable(run_dir: Path) -> None:
             rule="a run writes its config, metrics and checkpoints there",
             fix="set run_dir to a folder of yours, or change the permissions",
         )
+    for file in (run_dir / name for name in FILES if (run_dir / name).exists()):
+        if not file.is_file() or not os.access(file, os.W_OK):
+            raise UserError(f"run_dir = '{run_dir}' cannot be written: '{file}' is no file that this user may write",
+                            rule="a run writes its settings and its metrics there",
+                            fix="move it away, or set run_dir to another folder")  # fmt: skip
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

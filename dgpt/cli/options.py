@@ -1,6 +1,7 @@
 """What several verbs share: how a verb is added, and the options that they have in common."""
 
 import argparse
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -53,4 +54,11 @@ def on_config(run: Callable[[Config, argparse.Namespace], int], kind: type[Confi
 def positive(text: str) -> int:
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
+
+
+def positive_number(text: str) -> float:
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
     return number

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dgpt import verbs
-from dgpt.cli.options import Verbs, add_verb, on_config, settings, with_config, with_nproc
+from dgpt.cli.options import Verbs, add_verb, on_config, positive, positive_number, settings, with_config, with_nproc
 
 
 def _prepare(subparsers: Verbs) -> None:
@@ -35,8 +35,10 @@ def _parity(subparsers: Verbs) -> None:
     parser = add_verb(subparsers, "parity", on_config(verbs.parity), text)
     with_config(parser)
     with_nproc(parser)
-    parser.add_argument("--steps", type=int, default=8, help="optimizer steps of each topology (default: 8)")
-    parser.add_argument("--tolerance", type=float, default=1e-5, help="largest relative difference (default: 1e-5)")
+    parser.add_argument("--steps", type=positive, default=8, help="optimizer steps of each topology (default: 8)")
+    parser.add_argument(
+        "--tolerance", type=positive_number, default=1e-5, help="largest relative difference (default: 1e-5)"
+    )
 
 
 ADDERS = (_prepare, _pretrain, _tensorboard, _parity)

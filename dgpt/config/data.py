@@ -4,7 +4,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dgpt.config.section import Fraction, NotNegative, Positive, Section
+from dgpt.config.section import FolderName, Fraction, NotNegative, Positive, Section
+
+SMALLEST_VOCAB = 300  # 256 bytes, and some room
 
 
 class SourceConfig(Section):
@@ -39,7 +41,7 @@ class SourceConfig(Section):
 
 
 class DataConfig(Section):
-    path: str = "data/stdlib"
+    path: FolderName = "data/stdlib"
     """Folder of the prepared token shards; `dgpt prepare` writes it."""
     sources: tuple[SourceConfig, ...] = (SourceConfig(builtin="stdlib"),)
     """Where the text comes from: one [[data.sources]] table each."""
@@ -69,7 +71,7 @@ class TokenizerConfig(Section):
     """The existing tokenizer file, for kind = 'sentencepiece' or 'huggingface'."""
     model_type: Literal["bpe", "unigram"] = "bpe"
     """Algorithm, when training."""
-    vocab_size: Annotated[int, Field(ge=300)] = 32000
+    vocab_size: Annotated[int, Field(ge=SMALLEST_VOCAB, lt=2**31)] = 32000
     """Number of pieces, when training; byte fallback takes 256 of them."""
     special_tokens: tuple[str, ...] = ()
     """Own special tokens; text never encodes to them."""

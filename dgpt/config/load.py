@@ -11,8 +11,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from dgpt.config.finetune import FinetuneConfig
-from dgpt.config.run import RunConfig
-from dgpt.config.section import Section, section_of
+from dgpt.config.run import LoopConfig, RunConfig
+from dgpt.config.section import section_of
 from dgpt.errors import UserError
 
 Config = TypeVar("Config", RunConfig, FinetuneConfig)
@@ -28,7 +28,7 @@ def load_settings(kind: type[Config], path: str | Path | None, overrides: Sequen
 
     Raises UserError that lists every mistake at once.
     """
-    values = _read_toml(Path(path)) if path else {}
+    values = {} if path is None else _read_toml(Path(path))
     for override in overrides:
         _apply(values, override)
     return parse_settings(kind, values, str(path or "the command line"))
@@ -53,7 +53,7 @@ def parse_settings(kind: type[Config], values: dict[str, Any], origin: str) -> C
         ) from None
 
 
-def to_toml(config: Section) -> str:
+def to_toml(config: LoopConfig) -> str:
     """The whole config as TOML, which `load_config` reads back to an equal config."""
     values = config.model_dump(mode="json")
     tables = {name: value for name, value in values.items() if isinstance(value, dict)}

@@ -18,7 +18,7 @@ from dgpt.config.schema import (
     ScheduleConfig,
     TrainingConfig,
 )
-from dgpt.config.section import NotNegative, Section
+from dgpt.config.section import FolderName, NotNegative, Section
 
 
 class LoopConfig(Protocol):
@@ -81,7 +81,7 @@ def check_rules(config: C, rules: Iterable[Callable[[C], Iterator[str]]]) -> Non
 class RunConfig(Section):
     verb: ClassVar[str] = "pretrain"
 
-    run_dir: str = "runs/default"
+    run_dir: FolderName = "runs/default"
     """Folder of this run: config, checkpoints, metrics, logs."""
     seed: NotNegative = 1337
     """Seed of weights, data order and dropout."""

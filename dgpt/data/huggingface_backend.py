@@ -34,7 +34,8 @@ def huggingface_backend(model: bytes, special_tokens: tuple[str, ...]) -> Backen
     for name, i in specials.items():
         table[i] = name.encode()
     whole = re.compile(rf"{SPACE}|[^{SPACE}]+" if literals else r"(?s:.+)")
-    return Backend("tokenizer.json", model, encode, table, specials, whole, False, literals)
+    unknown = {**vocab, **specials}.get(settings["model"].get("unk_token") or "")
+    return Backend("tokenizer.json", model, encode, table, specials, whole, False, literals, unknown)
 
 
 Lossless = tuple[dict[str, Any], dict[str, int], dict[str, list[int]], Callable[[str], bytes]]

@@ -44,6 +44,7 @@ def _wrap(model: bytes, proto: Any) -> Backend:
         chunks=WORDS if words else WHOLE,
         cache_chunks=words,
         literals={SPACE: [processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]},
+        unknown=processor.unk_id(),
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dgpt.data.index import check_index
 from dgpt.data.tokenizer import Tokenizer, Tokens
 from dgpt.data.verify import verify_changed
 from dgpt.errors import UserError
@@ -124,6 +125,7 @@ def read_index(path: Path) -> dict[str, Any]:
         index: dict[str, Any] = json.loads((path / INDEX_FILE).read_bytes())
         if (index["format"], index["version"]) != (FORMAT, VERSION):
             raise ValueError(f"format {index['format']} version {index['version']}")
+        check_index(index)
     except FileNotFoundError:
         raise UserError(f"data.path = '{path}' holds no prepared data",
                         rule=f"a prepared folder has an {INDEX_FILE}",

@@ -41,6 +41,7 @@ class Backend:
     chunks: re.Pattern[str]  # cuts a text into parts that may be encoded one by one
     cache_chunks: bool  # chunks are words that come again
     literals: dict[str, list[int]]  # chunks whose ids are given, past the model
+    unknown: int | None  # id of a piece for what the model does not know, which no text reaches
 
 
 class Tokenizer:
@@ -51,6 +52,8 @@ class Tokenizer:
         self.special_tokens = backend.special_tokens
         self.eod_id = backend.special_tokens[end_of_document]
         self.vocab_size = len(backend.table)
+        # Ids that stand for no text and so are never learnt: not to be sampled.
+        self.unreachable = tuple(i for i in (backend.unknown,) if i is not None and i != self.eod_id)
         self.dtype: np.dtype[np.uint16 | np.uint32] = token_dtype(self.vocab_size)
         self.hash = hashlib.sha256(self._settings(backend) + backend.model).hexdigest()
         self._backend = backend

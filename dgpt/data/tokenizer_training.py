@@ -2,9 +2,11 @@
 
 import heapq
 import io
+import re
 from collections.abc import Iterable, Iterator
 
 from dgpt.config import TokenizerConfig
+from dgpt.config.data import SMALLEST_VOCAB
 from dgpt.data.blocks import document_key
 from dgpt.data.tokenizer import SPACE, Tokenizer, build
 from dgpt.errors import UserError
@@ -31,11 +33,25 @@ def train_tokenizer(config: TokenizerConfig, sample: Iterable[str]) -> Tokenizer
             num_threads=16, minloglevel=2,  # the sums of unigram depend on the number of threads: keep it fixed
         )  # fmt: skip
     except (RuntimeError, OSError, ValueError) as error:
-        raise UserError(f"no tokenizer of tokenizer.vocab_size = {config.vocab_size} can be trained: {error}",
-                        rule="the documents must hold enough different pieces; special tokens need names of their own",
-                        fix="lower tokenizer.vocab_size, give more text, or rename special tokens",
-                        ) from None  # fmt: skip
+        raise _refusal(config, str(error)) from None
     return build("tokenizer.model", model.getvalue(), config.end_of_document, config.special_tokens)
+
+
+def _refusal(config: TokenizerConfig, said: str) -> UserError:
+    """What SentencePiece means; it speaks of its source files and of options that are set here."""
+    what = f"tokenizer.vocab_size = {config.vocab_size}"
+    if most := re.search(r"Vocabulary size too high .*<= (\d+)", said):
+        return UserError(f"{what}, but the text has only {most[1]} different pieces, 256 of them bytes",
+                         rule="a trained vocabulary is filled by pieces of the text",
+                         fix=f"set tokenizer.vocab_size to {most[1]} or less" * (int(most[1]) >= SMALLEST_VOCAB)
+                         or f"give more text: it carries no vocabulary of {SMALLEST_VOCAB}")  # fmt: skip
+    if taken := re.search(r"(\S+) is already defined", said):
+        return UserError(f"the special token '{taken[1]}' has the name of another piece",
+                         rule="special tokens need names of their own",
+                         fix="rename it in tokenizer.special_tokens or end_of_document")  # fmt: skip
+    return UserError(f"no tokenizer of {what} can be trained: {said}",
+                     rule="the documents must hold enough different pieces",
+                     fix="change the settings of [tokenizer], or give more text")  # fmt: skip
 
 
 def even_sample(documents: Iterable[str], max_bytes: int) -> list[str]:

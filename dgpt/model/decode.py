@@ -44,14 +44,22 @@ class Sample:
 
 @torch.no_grad()
 def decode(
-    model: GPT, batch: Sequence[Sample], sampling: Sampling, vocab_size: int, stop_ids: Collection[int]
+    model: GPT,
+    batch: Sequence[Sample],
+    sampling: Sampling,
+    vocab_size: int,
+    stop_ids: Collection[int],
+    never: Collection[int] = (),
 ) -> Iterator[None]:
-    """Complete the samples of `batch` together; yields whenever each of those that go on has one more token."""
+    """Complete the samples of `batch` together; yields whenever each of those that go on has one more token.
+
+    Tokens from `vocab_size` on and those in `never` are not drawn.
+    """
     device, seq_len = model.wte.weight.device, model.config.seq_len
     active, lengths = list(batch), [len(sample.prompt) for sample in batch]
     room = min(seq_len, max(lengths) + sampling.max_new_tokens)
     cache = KVCache(model.config.n_layer, len(active), room, device)
-    drawer = Drawer(active, sampling, vocab_size, device)
+    drawer = Drawer(active, sampling, vocab_size, never, device)
     tokens = torch.tensor([[*s.prompt, *[0] * (max(lengths) - len(s.prompt))] for s in batch], device=device)  # (B, T)
     with _evaluating(model):
         last = [length - 1 for length in lengths]
@@ -76,15 +84,20 @@ def decode(
 class Drawer:
     """Draws the next token of each sequence, and keeps what that takes: random numbers, and which tokens were seen."""
 
-    def __init__(self, samples: Sequence[Sample], sampling: Sampling, vocab_size: int, device: torch.device) -> None:
+    def __init__(
+        self, samples: Sequence[Sample], sampling: Sampling, vocab_size: int, never: Collection[int],
+        device: torch.device,
+    ) -> None:  # fmt: skip
         self.sampling, self.step = sampling, 0
+        self.never = torch.tensor(sorted(never), dtype=torch.int64, device=device)
         count = sampling.max_new_tokens
         self.draws = torch.stack([random_numbers(sampling.seed, s.prompt, s.number, count) for s in samples]).to(device)
         penalised = sampling.repetition_penalty != 1
         self.seen = Seen([s.prompt for s in samples], vocab_size, device) if penalised else None
 
     def next(self, logits: Tensor) -> Tensor:
-        """logits (B, V) -> (B,) int64."""
+        """logits (B, V), which are changed -> (B,) int64."""
+        logits.index_fill_(1, self.never, float("-inf"))
         if self.seen is not None:
             logits = self.seen.penalise(logits, self.sampling.repetition_penalty)
         chosen = choose(logits, self.draws[:, self.step], self.sampling)

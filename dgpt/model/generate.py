@@ -30,6 +30,8 @@ class TextTokenizer(Protocol):
     def eod_id(self) -> int: ...
     @property
     def vocab_size(self) -> int: ...
+    @property
+    def unreachable(self) -> Collection[int]: ...  # ids that stand for no text
     def encode(self, text: str, /) -> list[int]: ...
     def decode(self, tokens: Sequence[int], /) -> str: ...
 
@@ -57,7 +59,8 @@ def generate_texts(
     check_texts(model, tokenizer, stop_strings)
     results = generate(
         model, [encode_prompt(tokenizer, prompt) for prompt in prompts], sampling, samples=samples,
-        vocab_size=tokenizer.vocab_size, stop_ids=(tokenizer.eod_id,), watch=watch, batch_size=batch_size,
+        vocab_size=tokenizer.vocab_size, never=tokenizer.unreachable, stop_ids=(tokenizer.eod_id,), watch=watch,
+        batch_size=batch_size,
     )  # fmt: skip
     named = (prompt for prompt in prompts for _ in range(samples))
     for prompt, result, stream in zip(named, results, streams, strict=True):
@@ -81,7 +84,8 @@ def stream_text(
     check_prompt("the prompt", prompt, model.config.seq_len, tokenizer.vocab_size)
     stream, done = TextStream(tokenizer.decode, stop_strings), 0
     sample = Sample(prompt, number, watch=stream.add)
-    for _ in decode(model, [sample], sampling, tokenizer.vocab_size, (tokenizer.eod_id,)):
+    vocab_size, never = tokenizer.vocab_size, tokenizer.unreachable
+    for _ in decode(model, [sample], sampling, vocab_size, (tokenizer.eod_id,), never):
         if stream.shown > done:
             yield stream.text[done : stream.shown]
             done = stream.shown
@@ -112,6 +116,7 @@ def generate(
     *,
     samples: int = 1,
     vocab_size: int = 0,
+    never: Collection[int] = (),
     stop_ids: Collection[int] = (),
     watch: Callable[[], Callable[[int], bool]] | None = None,
     batch_size: int = 64,
@@ -121,8 +126,8 @@ def generate(
     A sample is a function of the model, its prompt, its number and `sampling`; batch neighbours do not matter. It ends
     at a token in `stop_ids`, when what `watch()` made for it, given each new token, says so, after max_new_tokens, or
     when prompt and new tokens fill the model's seq_len. Tokens from `vocab_size` on (0: the model's; behind it are
-    rows of padding) are never drawn. Raises UserError, before the first forward pass, for an empty prompt, one that
-    fills seq_len, or one with a token that the model does not know.
+    rows of padding) are never drawn, nor those in `never`. Raises UserError, before the first forward pass, for an
+    empty prompt, one that fills seq_len, or one with a token that the model does not know.
     """
     vocab_size = vocab_size or model.config.vocab_size
     check_count("samples", samples)
@@ -133,7 +138,7 @@ def generate(
                for prompt in prompts for number in range(samples)]  # fmt: skip
 
     def complete(batch: list[Sample]) -> list[Sample]:
-        for _ in decode(model, batch, sampling, vocab_size, stop_ids):
+        for _ in decode(model, batch, sampling, vocab_size, stop_ids, never):
             pass
         return batch
 

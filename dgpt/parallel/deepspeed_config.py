@@ -26,7 +26,7 @@ def deepspeed_config(config: RunConfig, plan: BatchPlan, dtype: torch.dtype, par
         "gradient_clipping": _clipping(config, dtype),
         "bf16": {"enabled": dtype == torch.bfloat16},
         "communication_data_type": {"auto": None, "fp32": "fp32", "bf16": "bfp16"}[config.parallel.reduce_dtype],
-        "zero_optimization": _zero(config.parallel, parameters, plan.dp_size),
+        "zero_optimization": zero_config(config.parallel, parameters, plan.dp_size),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": NEVER,
@@ -40,7 +40,8 @@ def _clipping(config: RunConfig, dtype: torch.dtype) -> float:
     return config.optimizer.grad_clip or float(NEVER)
 
 
-def _zero(parallel: ParallelConfig, parameters: int, dp_size: int) -> dict[str, Any]:
+def zero_config(parallel: ParallelConfig, parameters: int, dp_size: int) -> dict[str, Any]:
+    """The part on ZeRO. Raises as `deepspeed_config`."""
     bucket = parallel.bucket_tokens or min(max(parameters // 4, 2**24), 2**28)
     zero: dict[str, Any] = {
         "stage": parallel.zero_stage,

@@ -64,6 +64,16 @@ def check_engine(config: RunConfig, dims: ParallelDims, dtype: torch.dtype) -> N
             rule="DeepSpeed's unfused 16 bit optimizer loses the tensor parallel marks, so the gradient norm is wrong",
             fix='set parallel.zero_stage=1, or precision.dtype="fp32"',
         )
+    if parallel.zero_extra:
+        from dgpt.parallel.engine_zero import check_extra
+
+        check_extra(parallel)
+    if dims.world_size > 1 and dims.dp % parallel.zero_hpz_partition_size:
+        raise UserError(
+            f"parallel.zero_hpz_partition_size = {parallel.zero_hpz_partition_size} with {dims.dp} data parallel ranks",
+            rule="the groups of the secondary partition are of one size, so it divides the data parallel ranks",
+            fix="set it to the GPUs of a node, or to 1",
+        )
     plus = parallel.zero_hpz_partition_size > 1 or parallel.zero_quantized_weights or parallel.zero_quantized_gradients
     if plus and (parallel.zero_stage < 3 or dims.tp > 1):
         raise UserError(

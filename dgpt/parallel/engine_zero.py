@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dgpt.config import BatchPlan, RunConfig
+from dgpt.config import BatchPlan, ParallelConfig, RunConfig
+from dgpt.errors import UserError
 from dgpt.fragments import Fragment
 from dgpt.model.gpt import GPT
 from dgpt.parallel import engine as build
-from dgpt.parallel.deepspeed_config import deepspeed_config
+from dgpt.parallel.deepspeed_config import deepspeed_config, zero_config
 from dgpt.parallel.mesh import Mesh
 from dgpt.parallel.tensor import tp_axis
 from dgpt.train.optimizer import make_optimizer
@@ -29,6 +30,25 @@ def import_deepspeed() -> Any:
     warnings.filterwarnings("ignore", r"`torch.distributed.\w+` is deprecated", FutureWarning)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+def check_extra(parallel: ParallelConfig) -> None:
+    """Raises UserError unless DeepSpeed takes [parallel.zero_extra] beside the keys that dgpt derives itself."""
+    from pydantic import ValidationError
+
+    zero = zero_config(parallel, parameters=1, dp_size=1)
+    import_deepspeed()
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    try:
+        DeepSpeedZeroConfig(**zero)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(
+            f"parallel.zero_extra.{'.'.join(map(str, first['loc']))} = {first['input']!r}: {first['msg'].lower()}",
+            rule="zero_extra holds keys of DeepSpeed's zero_optimization, with values that it takes",
+            fix="correct the key or the value (deepspeed.ai/docs/config-json, ZeRO optimizations)",
+        ) from None
 
 
 class ZeroEngine:

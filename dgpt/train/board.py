@@ -5,10 +5,13 @@ system/ and time/.
 """
 
 import getpass
+import io
 import logging
+import os
 import re
 import socket
 import threading
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,33 +21,59 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgpt.errors import UserError
+from dgpt.train.append import AppendFile
 
 FOLDER = "tensorboard"
-FLUSH_SECONDS = 10
 DEFAULT_PORT = 6006
 
 
 class BoardWriter:
-    """Writes points to run_dir/tensorboard; on resume TensorBoard drops what lies beyond `start_step`."""
+    """Writes points to run_dir/tensorboard; on resume TensorBoard drops what lies beyond `start_step`.
+
+    Not by torch's SummaryWriter: its thread ends for good at the first write that fails, and the run with it.
+    """
 
     def __init__(self, run_dir: Path, start_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        from tensorboard.compat.proto.event_pb2 import SessionLog
 
-        self._writer: Any = SummaryWriter(str(run_dir / FOLDER), purge_step=start_step + 1, flush_secs=FLUSH_SECONDS)
+        folder = run_dir / FOLDER
+        folder.mkdir(exist_ok=True)
+        seconds, nanoseconds = divmod(time.time_ns(), 10**9)  # readers take the files in the order of their names
+        name = f"events.out.tfevents.{seconds:010}.{nanoseconds:09}.{socket.gethostname()}.{os.getpid()}"
+        self._file = AppendFile(folder / name)
+        self._add(file_version="brain.Event:2")
+        self._add(step=start_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def add(self, points: Mapping[str, float], step: int) -> None:
-        for tag, value in points.items():
-            self._writer.add_scalar(tag, value, step)
+        """Raises OSError if they cannot be written; then none of them is."""
+        from torch.utils.tensorboard.summary import scalar
+
+        self._add(*(scalar(tag, value) for tag, value in points.items()), step=step)  # type: ignore[no-untyped-call]
 
     def add_text(self, tag: str, text: str, step: int) -> None:
-        """A panel that shows `text` letter by letter: an indented block, as markdown leaves it alone."""
-        self._writer.add_text(tag, re.sub("^", "    ", text, flags=re.MULTILINE), step)
+        """A panel that shows `text` letter by letter (indented, as markdown leaves it alone). Raises as `add`."""
+        from torch.utils.tensorboard.summary import text as panel
+
+        self._add(panel(tag, re.sub("^", "    ", text, flags=re.MULTILINE)), step=step)  # type: ignore[no-untyped-call]
 
     def add_image(self, tag: str, image: NDArray[np.uint8], step: int) -> None:
-        self._writer.add_image(tag, image, step, dataformats="HWC")
+        """An RGB picture (height, width, 3). Raises as `add`."""
+        from torch.utils.tensorboard.summary import image as picture
+
+        self._add(picture(tag, image, dataformats="HWC"), step=step)  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
-        self._writer.close()
+        self._file.close()
+
+    def _add(self, *summaries: Any, **fields: Any) -> None:
+        """One event for each summary, or one without; all in one write."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        piece, now = io.BytesIO(), time.time()
+        for summary in summaries or (None,):
+            RecordWriter(piece).write(Event(wall_time=now, summary=summary, **fields).SerializeToString())
+        self._file.add(piece.getvalue())
 
 
 def serve(path: Path, port: int | None = None) -> None:

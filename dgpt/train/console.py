@@ -43,7 +43,16 @@ class Console:
         if self._bar:
             self._bar.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
         elif self._enabled:
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        """A log on a full disk loses lines, and the run goes on."""
+        try:
             print(text, file=self._stream, flush=True)
+        except BrokenPipeError:
+            raise  # its reader wants no more
+        except OSError:
+            pass
 
     def note(self, text: str) -> None:
         """Write `text` at the end of the bar."""

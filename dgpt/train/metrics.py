@@ -5,8 +5,9 @@ import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -76,6 +77,7 @@ class Monitor:
         self._nodes = dict(enumerate(nodes))
         self._comparisons: deque[Mapping[str, float]] = deque(maxlen=straggler.WINDOWS)
         self._straggler = ""
+        self._failing: set[RowFile | BoardWriter] = set()  # whose last write failed
         self._last_step, self._last_tokens = start_step, start_tokens
         self._last_time = time.perf_counter()
         self._pace = 0.0  # seconds of wall time per step with all pauses, smoothed
@@ -132,15 +134,15 @@ class Monitor:
     def log_text(self, tag: str, text: str, step: int) -> None:
         """Show `text` as it is in a TensorBoard text panel, e.g. the config or a sample."""
         if self._board:
-            self._board.add_text(tag, text, step)
+            self._attempt(self._board, partial(self._board.add_text, tag, text, step))
 
     def log_image(self, tag: str, image: NDArray[np.uint8], step: int) -> None:
         """Show an RGB picture (height, width, 3) in TensorBoard."""
         if self._board:
-            self._board.add_image(tag, image, step)
+            self._attempt(self._board, partial(self._board.add_image, tag, image, step))
 
     def close(self) -> None:
-        """Write out what is buffered. The console stays open; who made it closes it."""
+        """The console stays open; who made it closes it."""
         for sink in (self._rows, self._board):
             if sink:
                 sink.close()
@@ -161,7 +163,18 @@ class Monitor:
     def _record(self, points: Mapping[str, float], step: int) -> None:
         for sink in (self._rows, self._board):
             if sink:
-                sink.add(points, step)
+                self._attempt(sink, partial(sink.add, points, step))
+
+    def _attempt(self, sink: RowFile | BoardWriter, write: Callable[[], None]) -> None:
+        """A disk that is full costs points and no run; that is said once, until a write succeeds again."""
+        try:
+            write()
+        except OSError as error:
+            if sink not in self._failing:
+                self._console.print(f"POINTS NOT WRITTEN, and training goes on: {error}")
+            self._failing.add(sink)
+        else:
+            self._failing.discard(sink)
 
 
 def perplexity(loss: float) -> float:

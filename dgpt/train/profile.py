@@ -1,5 +1,6 @@
 """Torch profiler traces of chosen steps, as an object beside the loop."""
 
+import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,5 +32,9 @@ class Profiler:
             yield
             if cuda:
                 torch.cuda.synchronize(self._device)  # so that the step's kernels are in its trace
-        self._folder.mkdir(parents=True, exist_ok=True)
-        trace.export_chrome_trace(str(self._folder / f"step_{step:08d}_rank_{self._rank:05d}.json.gz"))
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            trace.export_chrome_trace(str(self._folder / f"step_{step:08d}_rank_{self._rank:05d}.json.gz"))
+        except (OSError, RuntimeError) as error:  # torch says the second of a full disk
+            print(f"no trace of step {step} of rank {self._rank}, and training goes on: {error}", file=sys.stderr,
+                  flush=True)  # fmt: skip

@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from dgpt.train.append import AppendFile
+
 
 class RowFile:
     """Appends rows to `path`, after dropping what a resumed run will write again."""
@@ -16,14 +18,16 @@ class RowFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             _rewrite(path, start_step)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = AppendFile(path)
 
     def add(self, points: Mapping[str, float], step: int) -> None:
-        """Append one row: step, Unix time in seconds, and the points; an infinite or undefined value becomes null."""
+        """Append one row: step, Unix time in seconds, and the points; an infinite or undefined value becomes null.
+
+        Raises OSError if it cannot be written; then nothing of it is.
+        """
         row = {"step": step, "time": round(time.time(), 3)}
         finite = {name: value if math.isfinite(value) else None for name, value in points.items()}
-        self._file.write(json.dumps({**row, **finite}) + "\n")
-        self._file.flush()
+        self._file.add(json.dumps({**row, **finite}).encode() + b"\n")
 
     def close(self) -> None:
         self._file.close()

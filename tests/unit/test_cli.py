@@ -130,3 +130,11 @@ def test_workers_get_the_command_without_nproc(
     monkeypatch.setattr(sys, "argv", ["dgpt", *command])
     assert main() == DONE
     assert launched == [(["-m", "dgpt.cli", "pretrain", str(tmp_path / "run.toml"), "seed=3"], 2)]
+
+
+@pytest.mark.parametrize("option", ["--steps=0", "--steps=-1", "--tolerance=nan", "--tolerance=0", "--tolerance=inf"])
+def test_parity_of_nothing_is_a_mistake(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["parity", "run.toml", option])
+    assert caught.value.code == 2
+    assert f"argument {option.partition('=')[0]}: " in capsys.readouterr().err

@@ -132,13 +132,20 @@ def test_a_flipped_bit_in_a_shard(data: Path) -> None:
     assert refusal(config_of(data), world=1).startswith(f"data.path: file '{shard}' is corrupted: {hashes}")
 
 
-@pytest.mark.parametrize("place", ["deep", "deep/run", "deep/run/checkpoints"])
+@pytest.mark.parametrize("place", ["deep", "deep/run", "deep/run/checkpoints", "deep/run/tokenizer", "deep/run/lock"])
 def test_a_file_where_the_run_folder_would_be(tiny_data: Path, tmp_path: Path, place: str) -> None:
     path = tmp_path / place
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
     with pytest.raises(UserError, match=rf"run_dir = '.*run' cannot be written: there is a file at '{path}'"):
         check(config_of(tiny_data, f"run_dir={tmp_path / 'deep/run'}"), Runtime(0, 0, 1, CPU))
+
+
+@pytest.mark.parametrize("name", ["config.toml", "metrics.jsonl"])
+def test_a_folder_where_a_file_would_be(tiny_data: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=rf"cannot be written: '{tmp_path / name}' is no file"):
+        check(config_of(tiny_data, f"run_dir={tmp_path}"), Runtime(0, 0, 1, CPU))
 
 
 @pytest.mark.parametrize("locked", ["", "run", "run/checkpoints"])

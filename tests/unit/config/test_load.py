@@ -86,6 +86,27 @@ def test_all_mistakes_at_once_each_with_path_value_and_rule(tmp_path: Path) -> N
         assert part in message
 
 
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ('run_dir="a\\u0000b"', r"run_dir: 'a\x00b' holds a NUL character"),
+        ('data.sources=[{path="a\\u0000b"}]', r"data.sources.0.path: 'a\x00b' holds a NUL character"),
+        ('run_dir=""', "run_dir = '': string should have at least 1 character"),
+        ('data.path=""', "data.path = '': string should have at least 1 character"),
+        ("seed=99999999999999999999999", "seed = 99999999999999999999999: input should be less than or equal to"),
+    ],
+)
+def test_values_that_no_path_or_generator_can_take(override: str, problem: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(None, [override])
+    assert problem in str(caught.value)
+
+
+def test_an_empty_name_is_no_file() -> None:
+    with pytest.raises(UserError, match=r"config file '.' cannot be read"):
+        load_config("")
+
+
 def test_all_rules_between_sections_at_once() -> None:
     with pytest.raises(UserError) as caught:
         load_config(None, ["parallel.tp=5", "schedule.warmup_steps=9999", "training.micro_batch_size=7"])

@@ -120,7 +120,7 @@ def test_mistakes_are_the_users(tmp_path: Path, corpus: Any) -> None:
         corpus.prepare(corpus.config(file / "data", [{"path": str(file)}]))
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "tiny.txt").write_text("tiny")
-    with pytest.raises(UserError, match="can be trained"):
+    with pytest.raises(UserError, match="different pieces"):
         corpus.prepare(corpus.config(tmp_path / "data2", [{"path": str(tmp_path / "tiny.txt")}]))
     with pytest.raises(UserError, match="they are empty"):
         corpus.prepare(corpus.config(tmp_path / "data4", [{"path": str(tmp_path / "empty.txt")}]))

@@ -108,3 +108,23 @@ def test_weights_go_with_the_prepared_sources(prepared: tuple[RunConfig, object]
     assert open_split(path, "train", weights=[3, 1]).weights == (3, 1)
     with pytest.raises(UserError, match=r"gives 3 weights, .* holds 2 sources\n.*\n.*list these sources: a, b"):
         open_split(path, "train", weights=[1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ('"files"', '"filez"', "files: field required"),
+        ('"uint16"', '"uint77"', "dtype: input should be 'uint16' or 'uint32'"),
+        ('"a/train_00000.bin"', '"../train_00000.bin"', "string should match pattern"),
+        ('"a/train_00000.bin"', '"/etc/train.bin"', "string should match pattern"),
+        ('"vocab_size": ', '"vocab_size": -', "tokenizer.vocab_size: input should be greater than or equal to 0"),
+    ],
+)
+def test_an_index_that_says_something_else_is_refused(
+    prepared: tuple[RunConfig, object], tmp_path: Path, old: str, new: str, problem: str
+) -> None:
+    text = (Path(prepared[0].data.path) / "index.json").read_text()
+    (tmp_path / "index.json").write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=r"index.json' cannot be read: ") as caught:
+        open_split(tmp_path, "train")
+    assert problem in str(caught.value)

@@ -168,3 +168,9 @@ def test_a_damaged_model_is_the_users_error_wherever_it_is_hit(bpe: Tokenizer) -
 def test_unknown_cannot_be_a_special_token(bpe: Tokenizer) -> None:
     with pytest.raises(UserError, match="'<unk>' is its unknown token"):
         build("tokenizer.model", bpe._backend.model, "<unk>", ())
+
+
+def test_a_piece_for_the_unknown_is_reached_by_no_text(tokenizer: Tokenizer) -> None:
+    assert [tokenizer.decode([i]) for i in tokenizer.unreachable] in ([], ["<unk>"])
+    assert bool(tokenizer.unreachable) == (tokenizer._backend.table.count(b"<unk>") == 1)
+    assert tokenizer.eod_id not in tokenizer.unreachable

@@ -15,9 +15,14 @@ def test_vocab_size_counts_everything(texts: list[str], model_type: str) -> None
     assert first.hash == second.hash
 
 
-def test_a_vocabulary_that_the_text_cannot_fill_is_refused() -> None:
-    with pytest.raises(UserError, match=r"tokenizer.vocab_size = 5000"):
+def test_a_vocabulary_that_the_text_cannot_fill_is_refused_with_the_largest_that_it_can(texts: list[str]) -> None:
+    with pytest.raises(UserError, match=r"vocab_size = 5000, but the text has only \d{3} different pieces") as caught:
         train_tokenizer(TokenizerConfig(vocab_size=5000), ["too little text"])
+    assert "give more text" in caught.value.fix, "no vocabulary below 300 is allowed"
+    with pytest.raises(UserError, match="vocab_size = 50000, but the text has only") as caught:
+        train_tokenizer(TokenizerConfig(vocab_size=50000), texts)
+    most = int(caught.value.fix.split()[3])
+    assert train_tokenizer(TokenizerConfig(vocab_size=most), texts).vocab_size == most
 
 
 def test_a_special_token_with_the_name_of_a_byte_is_refused(texts: list[str]) -> None:

@@ -140,6 +140,15 @@ def test_padded_vocabulary_rows_are_never_drawn() -> None:
             assert max(sample.tokens) < 60
 
 
+def test_tokens_that_no_text_reaches_are_never_drawn() -> None:
+    model = forced(favourite=7)
+    for temperature in (0, 1.0, 100.0):
+        for sample in generate(
+            model, [[1]], Sampling(max_new_tokens=12, temperature=temperature), samples=20, never=[7]
+        ):
+            assert 7 not in sample.tokens
+
+
 def test_it_ends_where_the_context_is_full(model: GPT) -> None:
     prompts = [[1] * 20, [2] * 23, [3]]
     results = list(generate(model, prompts, Sampling(max_new_tokens=22)))
@@ -178,6 +187,7 @@ class Letters:
     pieces = ("", *"abcdefghij", "ab", "bc", "cd")
     eod_id = 0
     vocab_size = len(pieces)
+    unreachable = (1,)
 
     def encode(self, text: str) -> list[int]:
         return [self.pieces.index(letter) for letter in text]
@@ -195,7 +205,7 @@ def letters_model() -> GPT:
 def test_texts_are_the_decoded_samples(letters_model: GPT) -> None:
     sampling = Sampling(max_new_tokens=12, seed=1)
     texts = list(generate_texts(letters_model, Letters(), ["abc", "d"], sampling, samples=2))
-    samples = list(generate(letters_model, [[1, 2, 3], [4]], sampling, samples=2, stop_ids=[0]))
+    samples = list(generate(letters_model, [[1, 2, 3], [4]], sampling, samples=2, stop_ids=[0], never=[1]))
     assert [t.prompt for t in texts] == ["abc", "abc", "d", "d"]
     assert [t.text for t in texts] == [Letters().decode(s.tokens) for s in samples]
 
@@ -230,7 +240,7 @@ def test_a_stop_string_in_the_prompt_does_not_count(letters_model: GPT) -> None:
 
 def test_an_empty_prompt_starts_a_document(letters_model: GPT) -> None:
     text = next(generate_texts(letters_model, Letters(), [""], GREEDY)).text
-    tokens = next(generate(letters_model, [[0]], GREEDY, stop_ids=[0])).tokens
+    tokens = next(generate(letters_model, [[0]], GREEDY, stop_ids=[0], never=[1])).tokens
     assert text == Letters().decode(tokens)
 
 

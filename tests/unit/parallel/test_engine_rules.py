@@ -19,6 +19,8 @@ from dgpt.parallel.parity import Curve
     (["parallel.offload_optimizer=true"], 1),
     (["training.compile=true", "parallel.zero_stage=3"], 2),
     (["parallel.tp=2", "parallel.zero_stage=0"], 2),
+    (["parallel.zero_hpz_partition_size=3", "parallel.zero_stage=3"], 8),
+    (["parallel.zero_extra={stage=3}"], 1),
 ])  # fmt: skip
 def test_refused(overrides: list[str], world_size: int) -> None:
     config = load_config(None, overrides)
@@ -29,6 +31,27 @@ def test_refused(overrides: list[str], world_size: int) -> None:
 def test_zero_plus_plus_at_tp_1_is_allowed() -> None:
     config = load_config(None, ["parallel.zero_stage=3", "parallel.zero_hpz_partition_size=8"])
     check_engine(config, ParallelDims(16, 1), torch.bfloat16)
+
+
+def test_a_cluster_s_file_starts_on_one_process() -> None:
+    config = load_config(None, ["parallel.zero_stage=3", "parallel.zero_hpz_partition_size=8"])
+    check_engine(config, ParallelDims(1, 1), torch.bfloat16)
+
+
+@pytest.mark.parametrize(("extra", "problem"), [
+    ("{stagee=3}", r"parallel.zero_extra.stagee = 3: extra inputs are not permitted"),
+    ("{max_reduce_scatter_size_gib=1, round_robin_gradients=true}", "max_reduce_scatter_size_gib"),
+    ("{round_robin_gradients='sometimes'}", "round_robin_gradients = 'sometimes': input should be a valid boolean"),
+])  # fmt: skip
+def test_extra_keys_that_deepspeed_does_not_take(extra: str, problem: str) -> None:
+    config = load_config(None, [f"parallel.zero_extra={extra}"])
+    with pytest.raises(UserError, match=problem):
+        check_engine(config, ParallelDims(2, 1), torch.bfloat16)
+
+
+def test_extra_keys_that_deepspeed_takes() -> None:
+    config = load_config(None, ["parallel.zero_extra={round_robin_gradients=true}"])
+    check_engine(config, ParallelDims(2, 1), torch.bfloat16)
 
 
 def test_a_curve_that_is_not_finite_is_near_nothing() -> None:

@@ -3,13 +3,16 @@
 import io
 import json
 import math
+import resource
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dgpt.config import RunConfig, parse_config
 from dgpt.train.console import Console, duration
@@ -104,6 +107,33 @@ def test_resumed_run_replaces_the_rows_beyond_its_start_and_a_torn_line(tmp_path
         resumed.log_step(at(30, loss=3.0))
     assert [(row["step"], row.get("loss/train")) for row in rows(tmp_path)] == [(10, 1), (20, 1), (20, None), (30, 3)]
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.fixture
+def file_limit() -> Iterator[Callable[[int], None]]:
+    """Lets no file of this process grow beyond a number of bytes: to a writer, a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_costs_points_and_no_run(tmp_path: Path, file_limit: Callable[[int], None]) -> None:
+    out = io.StringIO()
+    with monitor(tmp_path, out, config(tensorboard=True)) as one:
+        one.log_step(at(1))
+        one.log_text("config", "before", 1)
+        file_limit((tmp_path / "metrics.jsonl").stat().st_size + 100)  # less than a row
+        for step in (2, 3):
+            one.log_step(at(step))
+            one.log_text("sample", "full", step)
+        file_limit(resource.RLIM_INFINITY)
+        one.log_step(at(4))
+    assert [row["step"] for row in rows(tmp_path)] == [1, 4]
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert [json.loads(line)["step"] for line in text.splitlines()] == [1, 4], "half a row was taken back"
+    assert out.getvalue().count("POINTS NOT WRITTEN, and training goes on: [Errno 2") == 2, "once for each file"
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss/train")] == [1, 4]
 
 
 def test_rows_are_strict_json(tmp_path: Path) -> None:

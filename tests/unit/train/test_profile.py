@@ -4,6 +4,7 @@ import gzip
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from dgpt.train.profile import TRACED_RANKS, Profiler
@@ -27,3 +28,9 @@ def test_nothing_is_written_for_other_steps_and_far_ranks(tmp_path: Path) -> Non
     run(Profiler((), tmp_path, rank=0, device=torch.device("cpu")))
     run(Profiler((2,), tmp_path, rank=TRACED_RANKS, device=torch.device("cpu")))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_trace_that_cannot_be_written_costs_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "profile").touch()
+    run(Profiler((2,), tmp_path, rank=0, device=torch.device("cpu")))
+    assert capsys.readouterr().err.startswith("no trace of step 2 of rank 0, and training goes on: ")
