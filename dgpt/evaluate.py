@@ -52,6 +52,17 @@ class Plan:
     reset_at_document: bool = False  # attention and positions start anew at each document, as in training
 
 
+def check_plan(plan: Plan, most: int) -> None:
+    """Raises UserError for windows that the model cannot read, or that would leave tokens out."""
+    if plan.seq_len > most:
+        raise UserError(f"--seq-len = {plan.seq_len}", rule=f"this model reads {most} tokens at most",
+                        fix=f"give --seq-len {most} or fewer")  # fmt: skip
+    if plan.stride > plan.seq_len:
+        raise UserError(f"--stride = {plan.stride} with windows of {plan.seq_len} tokens",
+                        rule="a stride is from 1 to the length of a window, so that every token is scored",
+                        fix=f"give --stride {plan.seq_len} or fewer")  # fmt: skip
+
+
 def evaluate(model: GPT, tokenizer: Tokenizer, rows: Sequence[Row], plan: Plan, runtime: Runtime) -> Score:
     """The score of the rows, on every rank. Raises UserError where there is nothing to score."""
     windows = Windows(rows, seq_len=plan.seq_len, stride=plan.stride, eod_id=tokenizer.eod_id)

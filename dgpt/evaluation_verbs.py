@@ -92,7 +92,7 @@ def _text(found: "Found", runtime: Any, options: Namespace) -> dict[str, Any]:
 
     from dgpt.checkpoint.compatible import read_config
     from dgpt.config import RunConfig
-    from dgpt.evaluate import Plan, evaluate, open_data
+    from dgpt.evaluate import Plan, check_plan, evaluate, open_data
     from dgpt.generate import load_model
 
     config = read_config(found)
@@ -112,24 +112,17 @@ def _text(found: "Found", runtime: Any, options: Namespace) -> dict[str, Any]:
 
 def _harness(found: "Found", runtime: Any, options: Namespace) -> dict[str, Any]:
     from dgpt.generate import load_model
-    from dgpt.harness import HarnessModel, run
 
+    try:
+        from dgpt.harness import HarnessModel, run
+    except ModuleNotFoundError as error:
+        raise UserError(f"--lm-eval = '{options.lm_eval[0]}': {error}", rule="harness tasks need lm-evaluation-harness",
+                        fix="pip install 'dgpt[eval]'") from None  # fmt: skip
     model, tokenizer = load_model(found.folder)
     harness_model = HarnessModel(model.to(_dtype(options.dtype)), tokenizer, runtime, batch_size=options.batch_size)
     results = run(harness_model, options.lm_eval, include_path=options.include_path, num_fewshot=options.num_fewshot,
                   limit=options.limit)  # fmt: skip
     return {"tasks": results}
-
-
-def check_plan(plan: Any, most: int) -> None:
-    """Raises UserError for windows that the model cannot read, or that would leave tokens out."""
-    if plan.seq_len > most:
-        raise UserError(f"--seq-len = {plan.seq_len}", rule=f"this model reads {most} tokens at most",
-                        fix=f"give --seq-len {most} or fewer")  # fmt: skip
-    if plan.stride > plan.seq_len:
-        raise UserError(f"--stride = {plan.stride} with windows of {plan.seq_len} tokens",
-                        rule="a stride is from 1 to the length of a window, so that every token is scored",
-                        fix=f"give --stride {plan.seq_len} or fewer")  # fmt: skip
 
 
 def _dtype(name: str) -> "torch.dtype":
