@@ -152,6 +152,8 @@ def test_an_unknown_key_gets_a_suggestion(override: str, suggestion: str) -> Non
         (["parallel.tp=4", "model.vocab_size=101", "model.vocab_multiple=1"], r"padded vocabulary .* = 101"),
         (["parallel.tp=4", "parallel.sequence_parallel=true", "model.seq_len=1022"], r"divide model\.seq_len = 1022"),
         (["training.micro_batch_size=7"], r"batch_size = 64 must be a multiple of training\.micro_batch_size = 7"),
+        (["resume.stale_lock_seconds=600"], r"must be below parallel\.first_step_timeout_seconds = 600"),
+        (["parallel.timeout_seconds=60"], r"hang_seconds = 90 must be below .* for example parallel\.hang_seconds=45"),
         (['data.sources=[{path = "a", dataset = "b"}]'], r"data\.sources\.0: a source needs exactly one of"),
         (["data.sources=[{}]"], r"a source needs exactly one of path, dataset, builtin"),
         (["tokenizer.kind='huggingface'"], r"tokenizer: path = '' goes with kind"),
