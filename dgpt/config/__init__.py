@@ -15,12 +15,13 @@ from dgpt.config.schema import (
     PrecisionConfig,
     ResumeConfig,
     ScheduleConfig,
+    SlurmConfig,
     TrainingConfig,
 )
 
 __all__ = [
     "ActivationCheckpointingConfig", "BatchPlan", "CheckpointConfig", "DataConfig", "LoggingConfig", "ModelConfig",
     "OptimizerConfig", "ParallelConfig", "PrecisionConfig", "ResumeConfig", "RunConfig", "ScheduleConfig",
-    "SourceConfig", "TokenizerConfig", "TrainingConfig", "batch_plan", "flat", "load_config", "parse_config",
-    "settings_help", "to_toml",
+    "SlurmConfig", "SourceConfig", "TokenizerConfig", "TrainingConfig", "batch_plan", "flat", "load_config",
+    "parse_config", "settings_help", "to_toml",
 ]  # fmt: skip

@@ -16,6 +16,7 @@ from dgpt.config.schema import (
     PrecisionConfig,
     ResumeConfig,
     ScheduleConfig,
+    SlurmConfig,
     TrainingConfig,
 )
 from dgpt.config.section import NotNegative, Section
@@ -37,6 +38,7 @@ class RunConfig(Section):
     training: TrainingConfig = TrainingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     resume: ResumeConfig = ResumeConfig()
+    slurm: SlurmConfig = SlurmConfig()
     logging: LoggingConfig = LoggingConfig()
 
     @property
