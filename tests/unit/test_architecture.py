@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2] / "dgpt"
 ENTRYPOINTS = {"cli", "verbs", "pretrain", "setup", "resume", "changes", "preview", "generate",
-               "export", "checkpoint_verbs", "submit", "slurm_verbs"}  # fmt: skip
+               "export", "checkpoint_verbs", "submit", "submit_checks", "slurm_verbs", "doctor_verbs"}  # fmt: skip
 ALLOWED = {
     "errors": set(),
     "fragments": set(),
@@ -24,7 +24,9 @@ ALLOWED = {
     "train": {"config", "errors", "model"},
     "launch": {"errors", "runtime", "scripts"},
     "scripts": set(),
-    "slurm": {"config", "errors", "lease", "outcome", "scripts"},
+    "slurm": {"config", "doctor", "errors", "kinds", "lease", "outcome", "scripts"},
+    "doctor": {"errors", "kinds", "outcome", "runtime", "tables"},
+    "kinds": {"config"},
     "agent": {"outcome", "runtime"},
     "outcome": {"errors", "runtime"},
 }
