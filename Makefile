@@ -1,6 +1,6 @@
 # make pretrain   set up, prepare the embedded corpus, train a small GPT on 2 processes, print samples
-# make test       set up, lint, type-check and test
-# make test-slurm scenarios on a Slurm cluster of four nodes, which it installs as root on Debian or Ubuntu
+# make test       set up, lint, type-check and test, with a core of the scenarios on a Slurm cluster
+# make test-slurm all scenarios on a Slurm cluster of four nodes, which it installs as root on Debian or Ubuntu
 # make bench      the benchmarks of benchmarks/
 # Each target makes what it needs in .venv once; nothing is redone while pyproject.toml stays as it is.
 
@@ -48,7 +48,7 @@ lint: $(VENV)/installed-dev
 slurm:
 	sh tests/slurm/install.sh
 
-test: lint
+test: lint slurm
 	$(BIN)/pytest
 
 test-slurm: $(VENV)/installed-dev slurm

@@ -1,14 +1,20 @@
 """What the verbs around Slurm do with their options. Heavy imports happen in the verb."""
 
+import sys
 import time
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dgpt import outcome
-from dgpt.config import RunConfig
+from dgpt.config import to_toml
 from dgpt.errors import UserError
+from dgpt.kinds import KINDS
 from dgpt.slurm import client, logs, status
 from dgpt.slurm.client import SlurmError
+
+if TYPE_CHECKING:
+    from dgpt.submit import Wish
 
 WATCH_SECONDS = 5.0
 ACTIVE = ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED")
@@ -16,27 +22,40 @@ OPTIONS = ("time", "partition", "account", "qos", "constraint", "exclude", "depe
            "gpus-per-node")  # fmt: skip
 
 
-def submit(config: RunConfig, options: Namespace) -> int:
-    from dgpt.submit import Wish, batch_script, check, submit
+def submit(options: Namespace) -> int:
+    from dgpt.submit import batch_script, plan, submit
+
+    kind = KINDS[options.verb]
+    settings = kind.load(options.config, options.overrides) if kind.load else None
+    if options.print_config and settings:
+        print(to_toml(settings), end="")
+        return outcome.DONE
+    planned = plan(settings, _wish(options))
+    if options.dry_run:
+        print("\n".join(planned.told), file=sys.stderr)
+        print(batch_script(planned), end="")
+        return outcome.DONE
+    planned, jobs = submit(planned)
+    print(f"submitted job {', '.join(jobs)}; script and output in {planned.run_dir}/slurm")
+    for line in planned.told:
+        print(f"  {line}")
+    if kind.trains:
+        print(f"  dgpt status {planned.run_dir} --watch     what it does, or why it waits\n"
+              f"  dgpt logs {planned.run_dir} --follow      what the ranks write\n"
+              f"  dgpt stop {planned.run_dir}               save and end")  # fmt: skip
+    return outcome.DONE
+
+
+def _wish(options: Namespace) -> "Wish":
+    from dgpt.submit import Wish
 
     given = vars(options)
     sbatch = {name: str(value) for name in OPTIONS if (value := given[name.replace("-", "_")]) is not None}
-    wish = Wish(
+    return Wish(
         verb=options.verb, nodes=options.nodes, processes_per_node=options.gpus_per_node or options.nproc or 1,
         options=sbatch, extra=tuple(options.sbatch_arg), chain=options.chain, lead_seconds=options.signal_lead,
         container=options.container or "", arguments=(options.config, *options.overrides),
     )  # fmt: skip
-    check(config, wish)
-    if options.dry_run:
-        print(batch_script(config, wish, Path(config.run_dir).absolute() / "slurm"), end="")
-        return outcome.DONE
-    jobs = submit(config, wish)
-    print(f"submitted job {', '.join(jobs)}; script and output in {config.run_dir}/slurm")
-    if options.verb == "pretrain":
-        print(f"  dgpt status {config.run_dir} --watch     what it does, or why it waits\n"
-              f"  dgpt logs {config.run_dir} --follow      what the ranks write\n"
-              f"  dgpt stop {config.run_dir}               save and end")  # fmt: skip
-    return outcome.DONE
 
 
 def stop(options: Namespace) -> int:

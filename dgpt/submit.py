@@ -3,36 +3,29 @@
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
-import torch
-
-from dgpt.config import RunConfig, batch_plan
-from dgpt.data.shards import open_split
+from dgpt.config import LoopConfig
 from dgpt.errors import UserError
-from dgpt.model.flops import parameter_count
-from dgpt.parallel.engine import check_engine
-from dgpt.parallel.mesh import ParallelDims
+from dgpt.kinds import KINDS
 from dgpt.scripts import script
-from dgpt.setup import CHECKPOINT_BYTES, check_local, check_space, check_writable, with_vocab
-from dgpt.slurm import client, events
+from dgpt.slurm import client, events, exclude
 from dgpt.slurm.client import NoSlurmError, SlurmError
 from dgpt.slurm.events import Event
+from dgpt.slurm.exclude import Choice
 from dgpt.slurm.render import render
 from dgpt.slurm.requeue import newest_step
 
-WRITE_BYTES_PER_SECOND = 200e6  # of one node, with hashing: a slow shared file system
-SHORTEST_LEAD_SECONDS, LONGEST_LEAD_SECONDS = 120, 3600
-LATE_SECONDS = 60  # Slurm looks at time limits every 30 seconds
+BESIDE_A_MODEL = "evaluations"  # for jobs on a model that is in no run folder
 
 
 @dataclass(frozen=True)
 class Wish:
     """What a submission asks for."""
 
-    verb: str  # pretrain, prepare
+    verb: str  # of dgpt.kinds
     nodes: int
     processes_per_node: int  # ranks: one for each GPU, or as many as said on CPUs
     options: dict[str, str]  # of sbatch, by name
@@ -40,65 +33,74 @@ class Wish:
     chain: int  # jobs that follow one another
     lead_seconds: int | None  # before the time limit; None works it out
     container: str
-    arguments: tuple[str, ...]  # RUN.toml and overrides, as given
+    arguments: tuple[str, ...]  # RUN.toml or a model, and what follows it, as given
+
+    @property
+    def trains(self) -> bool:
+        return KINDS[self.verb].trains
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.processes_per_node
 
 
-def check(config: RunConfig, wish: Wish) -> RunConfig:
-    """Everything that can be known before the job starts. Raises UserError."""
-    check_local(config.run_dir)
-    _check_array(wish.options.get("array", ""))
-    if wish.verb == "pretrain":
-        dims = ParallelDims(wish.nodes * wish.processes_per_node, config.parallel.tp)
-        _check_tp(config, wish)
-        batch_plan(config, dims.dp)
-        half = wish.options.get("gpus-per-node") and config.precision.dtype != "fp32"
-        check_engine(config, dims, torch.bfloat16 if half or config.precision.dtype == "bf16" else torch.float32)
-        if not wish.options.get("dependency") or (Path(config.data.path) / "index.json").exists():
-            config = with_vocab(config, open_split(Path(config.data.path), "train"))
-    check_writable(Path(config.run_dir))
-    if wish.verb == "pretrain":
-        check_space(config, parameter_count(config.model))
-    return config
+@dataclass(frozen=True)
+class Plan:
+    """A submission that has been checked."""
+
+    wish: Wish
+    run_dir: Path  # that keeps script, output and events
+    lead: int  # seconds before the time limit; 0: no signal
+    left_out: Choice
+    notes: tuple[str, ...] = ()  # which numbers were used, for people
+
+    @property
+    def folder(self) -> Path:
+        return self.run_dir.absolute() / "slurm"
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """Lines for people."""
+        return (*self.notes, *self.left_out.text.splitlines())
 
 
-def _check_tp(config: RunConfig, wish: Wish) -> None:
-    if wish.processes_per_node % config.parallel.tp:
-        raise UserError(
-            f"parallel.tp = {config.parallel.tp} with {wish.processes_per_node} processes on each node",
-            rule="a tensor parallel group stays inside a node: its all-reduces need NVLink",
-            fix="set parallel.tp to a divisor of the processes per node",
-        )
+def plan(settings: LoopConfig | None, wish: Wish) -> Plan:
+    """Everything that can be known before the job starts. settings: None for a verb on a model. Raises UserError."""
+    check_array(wish.options.get("array", ""))
+    if wish.nodes > 1 and not wish.trains:
+        raise UserError(f"--nodes = {wish.nodes} with --verb {wish.verb}", rule=f"{wish.verb} runs on one node",
+                        fix="leave --nodes away")  # fmt: skip
+    if settings is None:
+        return Plan(wish, run_folder(wish.arguments[0]), 0, Choice((), (), ""))
+    from dgpt.submit_checks import check, lead
+
+    settings, notes = check(settings, wish)
+    seconds, run_dir = 0, Path(settings.run_dir)
+    if wish.trains:
+        seconds, used = lead(settings, wish)
+        check_lead(seconds, wish.options.get("time", ""))
+        notes = (*notes, used)
+    left_out = exclude.for_submission(run_dir, wish.options.get("exclude", ""), wish.options.get("partition", ""),
+                                      wish.nodes, settings.slurm)  # fmt: skip
+    return Plan(wish, run_dir, seconds, left_out, notes)
 
 
-def _check_array(array: str) -> None:
+def run_folder(model: str) -> Path:
+    """Where the output of a job on a model goes: the run folder that the model is of, or one here."""
+    path = Path(model)
+    for folder in (path, *path.parents[:2]):
+        if (folder / "checkpoints").is_dir():
+            return folder
+    return Path(BESIDE_A_MODEL)
+
+
+def check_array(array: str) -> None:
+    """Raises UserError if its jobs could run at the same time."""
     if array and not array.endswith("%1"):
         raise UserError(f"--array = {array} would run jobs of one run at the same time",
                         rule="one job at a time writes to a run folder",
-                        fix=f"--array={array}%1 runs them one after the other; for runs of their own, submit each with "
-                        "its run_dir=...")  # fmt: skip
-
-
-def lead_seconds(config: RunConfig, nodes: int, seconds_per_step: float) -> int:
-    """How long before the time limit to ask for the save: two steps, a checkpoint written twice as slowly as on a slow
-    file system, and how late Slurm may be."""
-    save = CHECKPOINT_BYTES * parameter_count(config.model) / nodes / WRITE_BYTES_PER_SECOND
-    lead = LATE_SECONDS + 2 * seconds_per_step + 2 * save
-    return round(min(max(lead, SHORTEST_LEAD_SECONDS), LONGEST_LEAD_SECONDS))
-
-
-def batch_script(config: RunConfig, wish: Wish, folder: Path) -> str:
-    """The text for sbatch."""
-    template = script(f"slurm/{wish.verb}.sbatch").read_text(encoding="utf-8")
-    options = {"job-name": f"dgpt-{Path(config.run_dir).name}", "output": f"{_literal(folder)}/job_%j.out",
-               "chdir": str(Path.cwd()), **wish.options}  # fmt: skip
-    exports = {"DGPT_PYTHON": sys.executable}
-    if wish.verb == "pretrain":
-        lead = wish.lead_seconds or lead_seconds(config, wish.nodes, seconds_per_step(config))
-        check_lead(lead, wish.options.get("time", ""))
-        options |= {"nodes": str(wish.nodes), "signal": f"B:USR1@{lead}"}
-        exports |= {"DGPT_CONTAINER": wish.container} if wish.container else {}
-        exports |= {} if "gpus-per-node" in wish.options else {"NPROC_PER_NODE": str(wish.processes_per_node)}
-    return render(template, options, wish.extra, exports, wish.arguments)
+                        fix=f"--array={array.partition('%')[0]}%1 runs them one after the other; for runs "
+                        "of their own, submit each with its run_dir=...")  # fmt: skip
 
 
 def check_lead(lead: int, time: str) -> None:
@@ -127,29 +129,45 @@ def limit_seconds(text: str) -> int | None:
     return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
 
 
-def seconds_per_step(config: RunConfig) -> float:
-    """As measured in the run folder; 30 if the run has never logged a step."""
-    from dgpt.train.rows import read_rows
+def batch_script(plan: Plan) -> str:
+    """The text for sbatch."""
+    wish = plan.wish
+    template = script(f"slurm/{wish.verb}.sbatch").read_text(encoding="utf-8")
+    options = {"job-name": f"dgpt-{plan.run_dir.name}", "output": f"{_literal(plan.folder)}/job_%j.out",
+               "chdir": str(Path.cwd()), **wish.options}  # fmt: skip
+    if plan.left_out.added:
+        options["exclude"] = ",".join(filter(None, (wish.options.get("exclude"), *plan.left_out.added)))
+    exports = {"DGPT_PYTHON": sys.executable}
+    exports |= {"DGPT_CONTAINER": wish.container} if wish.container else {}
+    if wish.trains:
+        options |= {"nodes": str(wish.nodes), "signal": f"B:USR1@{plan.lead}"}
+        exports |= {} if "gpus-per-node" in wish.options else {"NPROC_PER_NODE": str(wish.processes_per_node)}
+    return render(template, options, wish.extra, exports, wish.arguments)
 
-    path = Path(config.run_dir) / "metrics.jsonl"
-    rows = [row.get("speed/seconds_per_step") for row in read_rows(path)] if path.is_file() else []
-    return next((value for value in reversed(rows) if value), 30.0)
 
+def submit(plan: Plan) -> tuple[Plan, list[str]]:
+    """What was submitted, and the job ids, of a chain all of them. Raises UserError if Slurm refuses.
 
-def submit(config: RunConfig, wish: Wish) -> list[str]:
-    """Job ids, of a chain all of them. Raises UserError if Slurm refuses."""
-    run_dir = Path(config.run_dir).absolute()
-    folder = run_dir / "slurm"
+    Where Slurm has too few nodes without those that are to be left out, they are not.
+    """
+    run_dir, folder = plan.run_dir.absolute(), plan.folder
     folder.mkdir(parents=True, exist_ok=True)
-    text = batch_script(config, wish, folder)
     chain, jobs = f"chain-{uuid4().hex[:12]}", list[str]()
-    for _ in range(wish.chain):
+    for _ in range(plan.wish.chain):
         after = [f"--dependency=afterany:{jobs[-1]}"] if jobs else []
-        jobs.append(_sbatch(after, chain, text))
-        (folder / f"job_{jobs[-1]}.sbatch").write_text(text, encoding="utf-8")
-        if wish.verb == "pretrain":
+        try:
+            jobs.append(_sbatch(after, chain, batch_script(plan)))
+        except UserError:
+            if jobs or not plan.left_out.added:
+                raise
+            everywhere = Choice((), plan.left_out.added, "no node is left out: Slurm has too few others for the job")
+            return submit(replace(plan, left_out=everywhere))
+        (folder / f"job_{jobs[-1]}.sbatch").write_text(batch_script(plan), encoding="utf-8")
+        if plan.wish.trains:
             events.record(run_dir, Event(events.now(), "submit", jobs[-1], chain, 0, (), newest_step(run_dir)))
-    return jobs
+        if plan.left_out.added:
+            exclude.note(run_dir, jobs[-1], chain, plan.left_out)
+    return plan, jobs
 
 
 def _sbatch(options: Sequence[str], chain: str, text: str) -> str:

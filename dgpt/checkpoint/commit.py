@@ -70,6 +70,7 @@ class Job:
     in_use: Place | None = None  # never pruned
     known: Known = field(default_factory=dict)
     writer: Writer | None = None  # of rank 0
+    begun: float = field(default_factory=time.monotonic)  # seconds
 
     @property
     def final(self) -> Path:
@@ -215,6 +216,7 @@ def _manifest(job: Job, parts: list[Part]) -> Manifest:
             attempt=job.attempt,
             epoch=job.writer.epoch if job.writer else 0,
             created=datetime.now(UTC).replace(microsecond=0),
+            seconds=round(time.monotonic() - job.begun, 3),
             dgpt=dgpt.__version__,
             torch=torch.__version__,
             step=job.step,

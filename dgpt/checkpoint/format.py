@@ -119,6 +119,7 @@ class Manifest(Strict):
     attempt: str
     epoch: Count = 0  # of the lease under which it was committed: a later start of the run has a higher one
     created: datetime  # UTC
+    seconds: Annotated[float, Field(ge=0)] | None = None  # that the save had taken: `dgpt submit` plans with it
     dgpt: str  # versions of the writer
     torch: str
     step: Count

@@ -78,11 +78,12 @@ class Checkpointer:
         After two failures in a row it waits for this save too. Raises CheckpointError, on all ranks, if it fails.
         """
         self.wait()
+        begun = time.monotonic()
         layout, tensors = plan(fragments)
         header = safetensors_header(step, self._attempt, layout.tensors, layout.states, layout.table)
         content = self._copy(header, tensors, layout.payload_bytes)
         job = Job(self.root, step, self._attempt, self._rank, self._mesh, meta, layout, self._stall_seconds,
-                  self._keep_last, self._keep_every, self.in_use, self._known, self._writer)  # fmt: skip
+                  self._keep_last, self._keep_every, self.in_use, self._known, self._writer, begun)  # fmt: skip
         self._running = step, self._thread.submit(write_and_commit, job, content)
         if self._failures == MAX_FAILURES - 1:
             self.wait()

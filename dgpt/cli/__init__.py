@@ -14,10 +14,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; the exit code is 0 done, 2 a mistake of the user, 75 stopped after a save, 1 a failure."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and (options.list_name is None or any(word.startswith("-") for word in rest)):
+    before = rest[: rest.index("--")] if "--" in rest else rest
+    if rest and (options.list_name is None or any(word.startswith("-") for word in before)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:  # argparse takes a list before the options or after them, not both
-        setattr(options, options.list_name, getattr(options, options.list_name) + rest)
+        words = before + rest[len(before) + 1 :]
+        setattr(options, options.list_name, getattr(options, options.list_name) + words)
     return outcome.guard(lambda: options.command(options))
 
 

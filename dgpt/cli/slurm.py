@@ -3,15 +3,18 @@
 import argparse
 from pathlib import Path
 
-from dgpt import slurm_verbs
-from dgpt.cli.options import Command, Verbs, add_verb, on_config, positive, with_config
+from dgpt import doctor_verbs, slurm_verbs
+from dgpt.cli.options import Command, Verbs, add_verb, positive, with_config
+from dgpt.kinds import KINDS
+
+AFTER = "options of the verb itself stand after --, as in: dgpt submit MODEL --verb VERB -- --option value"
 
 
 def _submit(subparsers: Verbs) -> None:
     text = "check a run against its topology and give it to Slurm; it saves before the time limit and goes on by itself"
-    parser = add_verb(subparsers, "submit", on_config(slurm_verbs.submit), text)
+    parser = add_verb(subparsers, "submit", slurm_verbs.submit, text, AFTER)
     with_config(parser)
-    parser.add_argument("--verb", choices=("pretrain", "prepare"), default="pretrain", help="what to run (pretrain)")
+    parser.add_argument("--verb", choices=tuple(KINDS), default="pretrain", help="what to run (pretrain)")
     parser.add_argument("--nodes", type=positive, default=1, metavar="N", help="default: 1")
     parser.add_argument("--gpus-per-node", type=positive, metavar="G", help="one process for each")
     parser.add_argument("--nproc", type=positive, metavar="P", help="processes per node, on CPUs (default: 1)")
@@ -32,6 +35,16 @@ def _run_verb(subparsers: Verbs, name: str, command: Command, text: str) -> argp
     parser = add_verb(subparsers, name, command, text)
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     return parser
+
+
+def _doctor(subparsers: Verbs) -> None:
+    text = "examine this machine, or all nodes of the allocation that it is run in: fit to train?"
+    parser = add_verb(subparsers, "doctor", doctor_verbs.doctor, text)
+    parser.add_argument("config", metavar="RUN.toml", nargs="?", help="the run whose folder and settings are examined")
+    parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="settings that replace the file's")
+    parser.add_argument("--verb", choices=tuple(name for name, kind in KINDS.items() if kind.load), default="pretrain",
+                        help="what RUN.toml is for (pretrain)")  # fmt: skip
+    parser.set_defaults(list_name="overrides")
 
 
 def _status(subparsers: Verbs) -> None:
@@ -56,4 +69,4 @@ def _save(subparsers: Verbs) -> None:
     _run_verb(subparsers, "save", slurm_verbs.save, "let a run save a checkpoint now, and go on")
 
 
-ADDERS = (_submit, _status, _logs, _stop, _save)
+ADDERS = (_submit, _doctor, _status, _logs, _stop, _save)

@@ -16,6 +16,7 @@ from dgpt.config.schema import (
     PrecisionConfig,
     ResumeConfig,
     ScheduleConfig,
+    SlurmConfig,
     TrainingConfig,
 )
 from dgpt.config.section import Section
@@ -24,7 +25,7 @@ from dgpt.config.task import TaskConfig, TaskDataConfig
 __all__ = [
     "ActivationCheckpointingConfig", "BatchPlan", "CheckpointConfig", "DataConfig", "FinetuneConfig", "LoggingConfig",
     "LoopConfig", "LoraConfig", "ModelConfig", "OptimizerConfig", "ParallelConfig", "PrecisionConfig", "ResumeConfig",
-    "RunConfig", "ScheduleConfig", "Section", "SourceConfig", "TaskConfig", "TaskDataConfig", "TokenizerConfig",
-    "TrainingConfig", "batch_plan", "flat", "load_config", "load_settings", "parse_config", "parse_settings",
-    "settings_help", "to_toml",
+    "RunConfig", "ScheduleConfig", "Section", "SlurmConfig", "SourceConfig", "TaskConfig", "TaskDataConfig",
+    "TokenizerConfig", "TrainingConfig", "batch_plan", "flat", "load_config", "load_settings", "parse_config",
+    "parse_settings", "settings_help", "to_toml",
 ]  # fmt: skip

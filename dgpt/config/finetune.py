@@ -22,6 +22,7 @@ from dgpt.config.schema import (
     PrecisionConfig,
     ResumeConfig,
     ScheduleConfig,
+    SlurmConfig,
     TrainingConfig,
     WaitingConfig,
 )
@@ -123,6 +124,7 @@ class FinetuneConfig(Section):
     best: BestConfig = BestConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     resume: ResumeConfig = ResumeConfig()
+    slurm: SlurmConfig = SlurmConfig()
     logging: LoggingConfig = LoggingConfig()
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ from dgpt.config.schema import (
     PrecisionConfig,
     ResumeConfig,
     ScheduleConfig,
+    SlurmConfig,
     TrainingConfig,
 )
 from dgpt.config.section import FolderName, NotNegative, Section
@@ -44,6 +45,8 @@ class LoopConfig(Protocol):
     def checkpoint(self) -> CheckpointConfig: ...
     @property
     def resume(self) -> ResumeConfig: ...
+    @property
+    def slurm(self) -> SlurmConfig: ...
     @property
     def logging(self) -> LoggingConfig: ...
     @property
@@ -96,6 +99,7 @@ class RunConfig(Section):
     training: TrainingConfig = TrainingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     resume: ResumeConfig = ResumeConfig()
+    slurm: SlurmConfig = SlurmConfig()
     logging: LoggingConfig = LoggingConfig()
 
     @property

@@ -193,6 +193,15 @@ class ResumeConfig(Section):
     """A job that holds the run folder counts as dead when it gave no sign of life for so long."""
 
 
+class SlurmConfig(Section):
+    preflight: bool = True
+    """Examine the nodes of a job before its ranks start (`dgpt doctor`)."""
+    exclude_after: NotNegative = 2
+    """The next start leaves a node out that the run failed on so often; 0 never."""
+    exclude_hours: Annotated[float, Field(gt=0)] = 24.0
+    """How long such a node is left out after its last failure."""
+
+
 class LoggingConfig(Section):
     every_steps: Positive = 10
     """Steps between console lines, metrics.jsonl rows and TensorBoard points."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 FILE = "events.jsonl"
-Kind = Literal["submit", "start", "signal", "stop"]  # signal: Slurm told the job to end
+Kind = Literal["submit", "start", "signal", "stop", "exclude"]  # signal: Slurm told the job to end
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,13 @@ class Event:
     job: str
     chain: str  # the jobs that follow one another for one run share it
     restart: int  # number of the start within the run, from 0: of the folder logs/restart_<R>
-    nodes: tuple[str, ...]  # of the job
+    nodes: tuple[str, ...]  # of the job; exclude: those that dgpt left out of it
     step: int  # of the newest checkpoint
     reason: str = ""  # why it stopped or started again, for people
     code: int | None = None  # a stop: exit code of the run
     suspects: tuple[str, ...] = ()  # a stop: nodes that it failed on
     ends_chain: bool = False  # a stop: the run is not to go on by itself
+    unfit: bool = False  # a stop: the preflight found that nothing can be trained on the suspects
 
 
 def record(run_dir: Path, event: Event) -> None:

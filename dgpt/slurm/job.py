@@ -16,11 +16,13 @@ from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
-from dgpt.config import RunConfig, load_config
+from dgpt.config import LoopConfig
 from dgpt.errors import UserError
+from dgpt.kinds import load
 from dgpt.outcome import DONE, FAILED, STOPPED, Verdict, guard
-from dgpt.slurm import client, events, launch, policy, requeue
+from dgpt.slurm import client, events, launch, policy, preflight, requeue
 from dgpt.slurm.client import SlurmError
+from dgpt.slurm.clock import Clock
 from dgpt.slurm.events import Event
 from dgpt.slurm.policy import Decision, End, Facts
 from dgpt.slurm.runtime import Job, die_with_parent, given_addresses, this_job, with_variables
@@ -28,17 +30,19 @@ from dgpt.slurm.runtime import Job, die_with_parent, given_addresses, this_job, 
 GIVE_UP_SECONDS = 45.0  # after the first failure; Slurm kills the other nodes' tasks after KillWait, normally 30 s
 PROBE_SECONDS = 20.0
 POLL_SECONDS = 0.5
+NO_END = End(DONE, "")
 PAUSE_SECONDS = 1.0  # before a start in the same allocation; a second one without progress is left to a requeue
 
 
 class Batch:
     """One job of a run, from its batch script."""
 
-    def __init__(self, job: Job, config: RunConfig, script: Path, arguments: Sequence[str]) -> None:
+    def __init__(self, job: Job, config: LoopConfig, script: Path, arguments: Sequence[str]) -> None:
         self.job, self.config, self.script, self.arguments = job, config, script, arguments
         self.run_dir = Path(config.run_dir)
         self.signals: list[int] = []
         self.step: subprocess.Popen[bytes] | None = None
+        self.fit = not config.slurm.preflight  # the nodes have been examined, or need not be
         self.deadline = float("inf")  # Unix time
         for number in (signal.SIGUSR1, signal.SIGTERM):
             signal.signal(number, self._on_signal)
@@ -56,9 +60,9 @@ class Batch:
             start = events.next_restart(events.history(self.run_dir))
             if (refusal := self._begin(start)) is not None:
                 return refusal
-            end = self._ranks(start)
+            end = self._unfit(start) or self._ranks(start)
             decision = policy.decide(end, self._facts(end))
-            self._record("stop", start, decision.reason, decision.code, end.suspects, decision.ends_chain)
+            self._record("stop", start, decision.reason, decision.code, end, decision.ends_chain)
             if decision.action != "again":
                 return self._leave(end, decision)
             _say(f"start {start}: {decision.reason}; starting again in this allocation")
@@ -118,12 +122,35 @@ class Batch:
                 fix=f"wait for its end or `dgpt stop {self.run_dir}`, or give this run another run_dir",
             )
 
-    def _ranks(self, start: int) -> End:
-        """Run the ranks on all nodes to their end."""
+    def _unfit(self, start: int) -> End | None:
+        """Examine the nodes, once for each job; an end if nothing can be trained on them."""
+        if self.fit or self.signals:
+            return None
+        command = preflight.command(self.job, len(self.addresses), sys.executable, self.arguments)
+        settings = preflight.variables(self._variables(start), self.addresses)
+        self.step = subprocess.Popen(command, env=with_variables(settings), stdin=subprocess.DEVNULL,
+                                     stdout=subprocess.PIPE)  # fmt: skip
+        try:
+            said = self.step.communicate(timeout=preflight.STEP_SECONDS)[0]
+        except subprocess.TimeoutExpired:
+            self.step.kill()
+            said = self.step.communicate()[0]
+        self.step = None
+        finding = preflight.read(said.decode(errors="replace"), self.addresses)
+        for line in finding.lines:
+            _say(line)
+        self.fit = finding.end is None
+        return finding.end
+
+    def _variables(self, start: int) -> dict[str, str]:
         logs = self._logs(start).absolute()
         logs.mkdir(parents=True, exist_ok=True)
         port = launch.choose_port(int(self.job.id), start, launch.port_is_free)
-        settings = launch.variables(self.job, list(self.addresses.values()), port, start, logs)
+        return launch.variables(self.job, list(self.addresses.values()), port, start, logs)
+
+    def _ranks(self, start: int) -> End:
+        """Run the ranks on all nodes to their end."""
+        logs, settings = self._logs(start), self._variables(start)
         timeout = self.config.parallel.timeout_seconds
         command = launch.srun(self.job, len(self.addresses), timeout, self.arguments)
         code: int | None = FAILED
@@ -141,9 +168,13 @@ class Batch:
         srun waits for ever for a node whose step daemon was killed, or that it cannot reach.
         """
         failed, told = float("inf"), False  # Unix time
+        clock = Clock(self.run_dir, _record_of(self.job.id))
         while time.time() < min(self.deadline, failed + GIVE_UP_SECONDS):
             with suppress(subprocess.TimeoutExpired):
                 return step.wait(timeout=POLL_SECONDS)
+            if not self.signals and clock.time_to_save():
+                _say(f"asked to save {clock.lead:.0f} s before the end of the job: {clock.pace}")
+                self._on_signal(signal.SIGUSR1, None)
             if self.signals and not told:
                 told = True
                 self.deadline = policy.deadline(_record_of(self.job.id), time.time())
@@ -154,7 +185,7 @@ class Batch:
         return None
 
     def _facts(self, end: End) -> Facts:
-        failed = end.code == FAILED and not end.final and not self.signals
+        failed = end.code == FAILED and not end.final and not end.unfit and not self.signals
         answer = failed and _nodes_answer(len(self.addresses))
         stopped_by, cancelled = self._why_stopped()
         successors = events.waiting(events.history(self.run_dir), self.job.chain, self.job.id)
@@ -170,17 +201,20 @@ class Batch:
             _say(f"what failed first:\n{end.text}")
         _say(decision.reason)
         if decision.action == "requeue":
-            _say(requeue.go_on(self.job, self.run_dir, self.arguments[1:]))
+            _say(requeue.go_on(self.job, self.run_dir, self.arguments[1:], self.config.slurm))
         elif decision.ends_chain:
             requeue.cancel_successors(self.job, self.run_dir)
+        else:
+            for said in requeue.warn_successors(self.job, self.run_dir, self.config.slurm):
+                _say(said)
         return decision.code
 
     def _record(
-        self, kind: events.Kind, start: int, reason: str = "", code: int | None = None, suspects: tuple[str, ...] = (),
+        self, kind: events.Kind, start: int, reason: str = "", code: int | None = None, end: End = NO_END,
         ends_chain: bool = False,
     ) -> None:  # fmt: skip
         event = Event(events.now(), kind, self.job.id, self.job.chain, start, tuple(self.addresses), self._step(),
-                      reason, code, suspects, ends_chain)  # fmt: skip
+                      reason, code, end.suspects, ends_chain, end.unfit)  # fmt: skip
         events.record(self.run_dir, event)
 
     def _barren(self) -> int:
@@ -201,7 +235,7 @@ def main(script: str, verb: str, config: str, *overrides: str) -> int:
                         fix="submit it: sbatch --nodes 2 slurm/pretrain.sbatch run.toml")  # fmt: skip
     die_with_parent()
     try:
-        return Batch(job, load_config(config, overrides), Path(script), [verb, config, *overrides]).run()
+        return Batch(job, load(verb, config, overrides), Path(script), [verb, config, *overrides]).run()
     except SlurmError as error:
         _say(f"Slurm does not answer this job: {error}")
         return FAILED

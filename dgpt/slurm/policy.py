@@ -1,5 +1,6 @@
 """What a job does when its ranks have ended: nothing more, start again, or requeue. Pure functions."""
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,6 +11,10 @@ from dgpt.outcome import DONE, FAILED, MISTAKE, STOPPED, Verdict
 
 BARREN_STARTS = 3  # in a row without a new checkpoint, then a job gives up
 LAST_MOMENT_SECONDS = 20.0  # before the end of a job
+# In the words of a rank: what a node may be to blame for; not an error of the program, which fails alike everywhere.
+_NODE = re.compile(
+    r"was killed by|CUDA (?!out of memory)|NCCL|cu(DNN|BLAS)|ECC|Input/output error|Stale file handle|hang: "
+)
 SILENT = """{nodes} left no word: the launcher there was killed, or the node was lost"""
 
 
@@ -21,6 +26,7 @@ class End:
     text: str  # the first failure, for people; empty if there is none
     suspects: tuple[str, ...] = ()  # nodes that the failure came from
     final: bool = False  # to start again would end the same way
+    unfit: bool = False  # the preflight found that nothing can be trained on the suspects
 
 
 def end_of(verdicts: Mapping[str, Verdict], nodes: Sequence[str], srun_code: int | None) -> End:
@@ -36,7 +42,8 @@ def end_of(verdicts: Mapping[str, Verdict], nodes: Sequence[str], srun_code: int
     if failures := sorted((word for word in words if word.exit_code == FAILED), key=lambda word: word.time):
         first = failures[0]
         text = f"{first.text}\n{lost}".rstrip()
-        return End(FAILED, text, silent or (first.node,), any(word.final for word in failures))
+        suspects = silent or ((first.node,) if _NODE.search(first.text) else ())
+        return End(FAILED, text, suspects, any(word.final for word in failures))
     if silent or srun_code != 0:
         interrupted = next((word.text for word in words if word.text), "")
         said = "srun did not end" if srun_code is None else f"srun ended with {srun_code}"
@@ -88,7 +95,7 @@ def _go_on(end: End, facts: Facts, what: str) -> Decision:
         return Decision("end", FAILED, f"{what}; no new checkpoint in {facts.barren} starts in a row, so it gives up")
     if not asked and end.final:
         return Decision("end", FAILED, f"{what}; to start again would end the same way")
-    if not asked and facts.barren < 2 and facts.nodes_answer:
+    if not asked and facts.barren < 2 and facts.nodes_answer and not end.unfit:
         return Decision("again", FAILED, f"{what}; all nodes answer", ends_chain=False)
     if asked and facts.successors:
         return Decision("end", STOPPED, f"{what}; the next job of the chain goes on", ends_chain=False)

@@ -5,35 +5,65 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from dgpt.slurm import client, events
+from dgpt.config import SlurmConfig
+from dgpt.slurm import client, events, exclude, lead
 from dgpt.slurm.client import SlurmError
 from dgpt.slurm.events import Event
 from dgpt.slurm.runtime import Job
 
 SAME = {"NumNodes": "nodes", "Partition": "partition", "TimeLimit": "time", "Account": "account", "QOS": "qos",
-        "CPUs/Task": "cpus-per-task", "TresPerNode": "gres", "Features": "constraint"}  # fmt: skip
+        "CPUs/Task": "cpus-per-task", "TresPerNode": "gres", "Features": "constraint",
+        "ExcNodeList": "exclude"}  # fmt: skip
 
 
-def go_on(job: Job, run_dir: Path, arguments: Sequence[str]) -> str:
-    """Requeue the job; where that is forbidden, submit one that follows it. Says what was done."""
+def go_on(job: Job, run_dir: Path, arguments: Sequence[str], settings: SlurmConfig) -> str:
+    """Requeue the job; where that is forbidden, submit one that follows it. Either leaves bad nodes out.
+
+    Says what was done. Slurm takes a new --exclude from a job that is requeued, but no new --signal: for that the batch
+    script looks at the time itself.
+    """
+    try:
+        said = _requeue(job)
+        return _lines(said, exclude.update(job.id, job.chain, run_dir, settings))
+    except SlurmError as error:
+        refused = str(error)
+    try:
+        return _follow(job, run_dir, arguments, settings, refused)
+    except SlurmError as error:
+        return f"the run does not go on by itself: {refused}; {error}; submit it again"
+
+
+def _requeue(job: Job) -> str:
+    """Raises SlurmError."""
     with suppress(SlurmError):
         record = client.job_record(job.id)
         if int(record.get("Restarts", 0)) > job.restart or record.get("JobState") == "PENDING":
             return f"Slurm has requeued job {job.id}"
-    try:
-        client.call("scontrol", "requeue", job.id)
-        return f"job {job.id} is requeued (Slurm waits about two minutes before it starts again)"
-    except SlurmError as error:
-        refused = str(error)
-    try:
-        options = [f"--dependency=afterany:{job.id}", *options_of(client.job_record(job.id))]
-        script = str(run_dir / "slurm" / f"job_{job.id}.sbatch")
-        follower = client.submit([*options, script, *arguments], {"DGPT_CHAIN": job.chain})
-    except SlurmError as error:
-        return f"the run does not go on by itself: {refused}; {error}; submit it again"
+    client.call("scontrol", "requeue", job.id)
+    return f"job {job.id} is requeued (Slurm waits about two minutes before it starts again)"
+
+
+def _follow(job: Job, run_dir: Path, arguments: Sequence[str], settings: SlurmConfig, refused: str) -> str:
+    """Submit a job of the same shape, which waits for the end of this one. Raises SlurmError."""
+    options = options_of(client.job_record(job.id)) + signal_option(run_dir)
+    script = str(run_dir / "slurm" / f"job_{job.id}.sbatch")
+    follower = client.submit(
+        [f"--dependency=afterany:{job.id}", *options, script, *arguments], {"DGPT_CHAIN": job.chain}
+    )
     events.record(run_dir, Event(events.now(), "submit", follower, job.chain, 0, (), newest_step(run_dir),
                                  f"follows job {job.id}, which cannot be requeued: {refused}"))  # fmt: skip
-    return f"requeue is refused ({refused}): job {follower} follows"
+    return _lines(f"requeue is refused ({refused}): job {follower} follows",
+                  exclude.update(follower, job.chain, run_dir, settings))  # fmt: skip
+
+
+def signal_option(run_dir: Path) -> list[str]:
+    """--signal as the run has measured it; nothing, as the script says, if it has not."""
+    pace = lead.measured(run_dir)
+    return [f"--signal=B:USR1@{pace.lead}"] if pace else []
+
+
+def _lines(*texts: str) -> str:
+    return "\n".join(text for text in texts if text)
 
 
 def options_of(record: Mapping[str, str]) -> list[str]:
@@ -59,6 +89,12 @@ def what_ended(history: Sequence[Event]) -> str:
     if last and last.event == "signal":
         return f"{last.reason}; the job was killed before its end"
     return "the batch script was killed without a signal: its node was lost"
+
+
+def warn_successors(job: Job, run_dir: Path, settings: SlurmConfig) -> list[str]:
+    """Leave bad nodes out of the jobs of the chain that wait for the end of this one, too."""
+    waiting = events.waiting(events.history(run_dir), job.chain, job.id)
+    return [said for other in waiting if (said := exclude.update(other, job.chain, run_dir, settings))]
 
 
 def cancel_successors(job: Job, run_dir: Path) -> None:

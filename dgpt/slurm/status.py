@@ -1,25 +1,26 @@
 """`dgpt status`: what a run is doing, from Slurm where it knows the job, and from the run folder."""
 
-import json
 import time
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from dgpt import lease
-from dgpt.config import RunConfig, load_config
+from dgpt.config import SlurmConfig
 from dgpt.errors import UserError
 from dgpt.lease import Holder
 from dgpt.outcome import DONE
-from dgpt.slurm import client, events, reasons
+from dgpt.slurm import client, events, exclude, reasons
 from dgpt.slurm.client import SlurmError
 from dgpt.slurm.events import Event
+from dgpt.slurm.lead import tail_rows
 from dgpt.watch import straggler
 from dgpt.watch.board import nodes_of_ranks
 
 SHOWN_RESTARTS = 5
-TAIL_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Facts:
 
     run_dir: str
     now: float  # Unix time, seconds
-    config: RunConfig | None  # None before the first start
+    total_steps: int  # 0 if unknown: before the first start
+    slurm: SlurmConfig
     history: Sequence[Event]
     job: Mapping[str, str]  # of the newest job, by scontrol; empty if Slurm does not know it or there is none
     holder: tuple[Holder, float] | None  # who writes to the run folder, and seconds since its last sign of life
@@ -44,10 +46,11 @@ def gather(run_dir: Path) -> Facts:
     if not run_dir.is_dir() or not (history or (run_dir / "config.toml").is_file() or (run_dir / "slurm").is_dir()):
         raise UserError(f"'{run_dir}' is no run folder", rule="status looks at the run_dir of a run",
                         fix="give the run_dir of the TOML file, for example runs/demo")  # fmt: skip
-    rows = list(_rows(run_dir / "metrics.jsonl"))
+    rows, settings = list(tail_rows(run_dir / "metrics.jsonl")), _settings(run_dir)
     return Facts(
         run_dir=str(run_dir), now=time.time(), history=history, job=_job(history), holder=lease.holder(run_dir),
-        config=load_config(run_dir / "config.toml") if (run_dir / "config.toml").is_file() else None,
+        total_steps=int(settings.get("training", {}).get("steps", 0)),
+        slurm=SlurmConfig.model_validate(settings.get("slurm", {})),
         row=rows[-1] if rows else {},
         validation=next((row for row in reversed(rows) if row.get("loss/validation") is not None), {}),
         checkpoint=_checkpoint(run_dir), slow=_slow(run_dir, rows),
@@ -60,6 +63,8 @@ def describe(facts: Facts) -> Iterator[tuple[str, str]]:
     yield from _state(facts)
     yield from _progress(facts)
     yield from _restarts(facts)
+    for bad in exclude.bad_nodes(facts.history, facts.now, facts.slurm):
+        yield "left out", str(bad)
 
 
 def _state(facts: Facts) -> Iterator[tuple[str, str]]:
@@ -84,7 +89,7 @@ def _state(facts: Facts) -> Iterator[tuple[str, str]]:
 def _ended(facts: Facts) -> Iterator[tuple[str, str]]:
     last = events.last_of(facts.history, "start", "stop")
     state = facts.job.get("JobState", "")
-    total = facts.config.training.steps if facts.config else 0
+    total = facts.total_steps
     done = facts.checkpoint[0] if facts.checkpoint else 0
     if (last and last.event == "stop" and last.code == DONE) or (total and done >= total):
         yield "state", f"finished: step {done}"
@@ -101,11 +106,11 @@ def _ended(facts: Facts) -> Iterator[tuple[str, str]]:
         yield "state", f"dead: {facts.holder[0]} gave no sign of life for {_time(facts.holder[1])}"
         yield "help", "start it again: it goes on from the newest checkpoint"
     else:
-        yield "state", "not running" if facts.config else "never started"
+        yield "state", "not running" if facts.total_steps else "never started"
 
 
 def _progress(facts: Facts) -> Iterator[tuple[str, str]]:
-    row, total = facts.row, facts.config.training.steps if facts.config else 0
+    row, total = facts.row, facts.total_steps
     step = int(row.get("step") or (facts.checkpoint[0] if facts.checkpoint else 0))
     if total:
         yield "step", f"{step:,} of {total:,} ({100 * step / total:.1f}%)"
@@ -171,19 +176,12 @@ def _job(history: Sequence[Event]) -> dict[str, str]:
     return found
 
 
-def _rows(path: Path) -> Iterator[dict[str, float | None]]:
-    """The last rows, as in dgpt.train.rows, which would import torch."""
-    if not path.is_file():
-        return
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-        for line in file:
-            try:
-                row = json.loads(line)
-            except ValueError:  # torn
-                continue
-            if isinstance(row, dict):
-                yield row
+def _settings(run_dir: Path) -> dict[str, Any]:
+    """The resolved settings of the last start, of whatever verb; nothing before it."""
+    try:
+        return tomllib.loads((run_dir / "config.toml").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def _slow(run_dir: Path, rows: Sequence[Mapping[str, float | None]]) -> str:

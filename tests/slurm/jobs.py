@@ -32,6 +32,7 @@ checkpoint = {{ every_steps = 20, keep_last = 9 }}
 resume = {{ stale_lock_seconds = 10 }}
 logging = {{ every_steps = 1, tensorboard = false }}
 precision = {{ dtype = "fp32" }}
+slurm = {{ preflight = false }}
 data = {{ path = "%s", num_workers = 1 }}
 """
 
@@ -99,6 +100,10 @@ class Job:
         """The step at which it last saved because it was asked to end; 0 if it never did."""
         steps = re.findall(r"stopped by .* at step (\d+), saved", self.text())
         return int(steps[-1]) if steps else 0
+
+    def preflight_seconds(self) -> float:
+        """Of the last one, as it says."""
+        return float(re.findall(r"preflight: .* ranks, ([\d.]+) s", self.text())[-1])
 
     def agents(self) -> dict[str, psutil.Process]:
         """Node -> the launcher of its ranks."""

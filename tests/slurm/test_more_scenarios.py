@@ -10,7 +10,7 @@ from signal import SIGSTOP
 import pytest
 from cluster import wait_for
 from hosts import Hosts
-from jobs import Figure, Job, assert_same_run, recover, submit
+from jobs import STEPS, Figure, Job, assert_same_run, recover, submit
 
 from dgpt.slurm.launch import choose_port
 
@@ -182,3 +182,67 @@ def test_nodes_that_cannot_reach_each_other_do_not_hang_for_ever(
     cluster.heal("n1")
     recover(job, begin, figure, "two nodes that do not reach each other")
     assert_same_run(job.run_dir, undisturbed.run_dir)
+
+
+def test_the_doctor_examines_an_allocation(cluster: Hosts, runs: Path) -> None:
+    """In the shell of salloc it runs a step on all nodes; one that does not see the folder is named."""
+    doctor = (sys.executable, "-m", "dgpt.cli", "doctor", "run.toml", f"run_dir={runs}/doctor")
+    said = cluster.run("salloc", "--nodes=3", "--ntasks-per-node=1", *doctor, cwd=runs, COLUMNS="200", timeout=240)
+    assert "3 nodes examined in" in said.stdout
+    assert "fit to train" in said.stdout
+    cluster.run("mount", "-t", "tmpfs", "none", str(runs / "doctor"), node="n2")
+    said = cluster.run("salloc", "--nodes=3", *doctor, cwd=runs, COLUMNS="200", timeout=240, check=False)
+    assert said.returncode == 1
+    assert "cannot be read on n2" in said.stdout
+    assert "nothing can be trained" in said.stdout
+    cluster.run("umount", str(runs / "doctor"), node="n2")
+
+
+def test_jobs_of_a_chain_pass_the_run_on_where_requeue_is_refused(cluster: Hosts, runs: Path, undisturbed: Job) -> None:
+    """--no-requeue: another job of the same shape follows the one that was asked to save."""
+    job = submit(cluster, runs, "chained", options=("--no-requeue",))
+    job.wait_for_step(10)
+    cluster.run("scancel", "--batch", "--signal=USR1", job.number)
+    assert job.end() == "FAILED"
+    assert job.record()["ExitCode"] == "75:0"
+    found = re.search(r"job (\d+) follows", job.text())
+    assert found, job.tail()
+    follower = Job(cluster, found[1], job.run_dir)
+    assert follower.end() == "COMPLETED", follower.tail()
+    assert follower.record()["NumNodes"] == "2"
+    assert_same_run(job.run_dir, undisturbed.run_dir)
+
+
+def test_a_run_from_submit_to_its_end_by_dgpts_own_commands(cluster: Hosts, runs: Path, undisturbed: Job) -> None:
+    """With the preflight; the second job of the chain has nothing to do when the first has finished."""
+    run_dir = runs / "submitted"
+
+    def dgpt(*words: str) -> str:
+        return cluster.run(sys.executable, "-m", "dgpt.cli", *words, cwd=runs, timeout=240, OMP_NUM_THREADS="1").stdout
+
+    given = (
+        "run.toml",
+        f"run_dir={run_dir}",
+        "slurm.preflight=true",
+        "--nodes",
+        "2",
+        "--nproc",
+        "2",
+        "--time",
+        "30:00",
+    )
+    said = dgpt("submit", *given, "--chain", "2", "--exclude", "n0")
+    assert "batch: 8 sequences = dp 4 x 2 x 1 micro steps" in said
+    assert "a step takes 30 s (not measured yet)" in said
+    first, second = re.findall(r"submitted job (\d+), (\d+)", said)[0]
+    job = Job(cluster, first, run_dir)
+    assert job.end() == "COMPLETED", job.tail()
+    assert job.starts() == [["n1", "n2"]]
+    assert "preflight: 2 nodes, 2 ranks, " in job.text()
+    assert Job(cluster, second, run_dir).end() == "CANCELLED"
+    assert_same_run(run_dir, undisturbed.run_dir)
+    assert f"finished: step {STEPS}" in dgpt("status", str(run_dir))
+    assert "n1: [rank " in dgpt("logs", str(run_dir), "--rank", "0")
+    assert "(measured at step_00000100)" in dgpt("submit", *given, "training.steps=120")
+    cluster.run("scancel", "--user=root")
+    wait_for(lambda: not cluster.run("squeue", "-h").stdout, "the queue is empty")

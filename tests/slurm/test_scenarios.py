@@ -1,16 +1,16 @@
-"""What happens to jobs, and how the runs end that they serve: each as the run that nothing happened to.
+"""What happens to jobs, and how the runs end that they serve: each as the run that nothing happened to. In `make test`.
 
 Every step is there once with the same loss; weights and optimizer state are equal bit for bit. The `cluster` fixture
 checks after each test that no process, port, shared memory or drained node is left.
 """
 
+import sys
 import time
 from pathlib import Path
 
-import pytest
 from cluster import wait_for
 from hosts import Hosts
-from jobs import STEPS, Figure, Job, assert_same_run, difference, losses, recover, submit
+from jobs import ROOT, STEPS, Figure, Job, assert_same_run, difference, losses, recover, submit
 
 from dgpt.checkpoint import list_checkpoints
 
@@ -20,7 +20,11 @@ if os.environ.get("RANK") == "1":
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
-pytestmark = pytest.mark.slurm_full
+BAD_NODE = """
+import os, signal
+if os.environ.get("SLURMD_NODENAME") == "n1" and "RANK" in os.environ:
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 def test_two_nodes_train_to_the_end(undisturbed: Job) -> None:
@@ -119,8 +123,40 @@ def test_jobs_on_the_same_nodes_do_not_meet_and_a_run_folder_has_one_job(
 
 def test_a_run_that_makes_no_progress_ends(cluster: Hosts, runs: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(CRASH)
-    job = submit(cluster, runs, "loop", PYTHONPATH=str(tmp_path))
+    job = submit(cluster, runs, "loop", PYTHONPATH=f"{tmp_path}:{ROOT}")
     assert job.end() == "FAILED"
     assert "rank 1 on n0 " in job.text()
     assert len(job.starts()) == 3
     assert not list_checkpoints(job.run_dir)
+
+
+def test_a_node_that_fails_twice_is_left_out_and_the_run_ends_without_it(
+    cluster: Hosts, runs: Path, undisturbed: Job, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(BAD_NODE)
+    job = submit(cluster, runs, "bad", PYTHONPATH=f"{tmp_path}:{ROOT}")
+    assert job.end() == "COMPLETED", job.tail()
+    assert job.starts()[:2] == [["n0", "n1"], ["n0", "n1"]]
+    assert ["n1" in nodes for nodes in job.starts()] == [True, True, False]
+    assert "left out: n1 until " in job.text()
+    assert job.record()["ExcNodeList"] == "n1"
+    said = cluster.run(sys.executable, "-m", "dgpt.cli", "status", str(job.run_dir)).stdout
+    assert "left out  n1 until " in said
+    assert_same_run(job.run_dir, undisturbed.run_dir)
+
+
+def test_the_preflight_finds_a_node_that_does_not_share_the_run_folder(
+    cluster: Hosts, runs: Path, figure: Figure
+) -> None:
+    run_dir = runs / "unshared"
+    run_dir.mkdir()
+    cluster.run("mount", "-t", "tmpfs", "none", str(run_dir), node="n1")
+    job = submit(cluster, runs, "unshared", "training.steps=20", "training.global_batch_size=6", "slurm.preflight=true",
+                 nodes=3, processes=1)  # fmt: skip
+    assert job.end() == "COMPLETED", job.tail()
+    assert ["n1" in nodes for nodes in job.starts()] == [True, False]
+    (stop, _) = (event for event in job.events() if event["event"] == "stop")
+    assert (stop["suspects"], stop["unfit"]) == (["n1"], True)
+    assert "is not shared: what n0 wrote cannot be read on n1" in job.text()
+    figure("preflight of 3 nodes", job.preflight_seconds())
+    cluster.run("umount", str(run_dir), node="n1")

@@ -9,8 +9,8 @@ import pytest
 ROOT = Path(__file__).parents[2] / "dgpt"
 ENTRYPOINTS = {"cli", "verbs", "pretrain", "setup", "resume", "changes", "preview", "generate", "pulse",
                "export", "chat", "generation_verbs", "evaluate", "evaluation_verbs", "harness", "checkpoint_verbs",
-               "submit", "slurm_verbs", "huggingface_verbs", "run", "start", "finetune", "finetuned", "finetune_setup",
-               "finetune_verbs", "lora", "predict"}  # fmt: skip
+               "submit", "submit_checks", "slurm_verbs", "doctor_verbs", "huggingface_verbs", "run", "start",
+               "finetune", "finetuned", "finetune_setup", "finetune_verbs", "lora", "predict"}  # fmt: skip
 ALLOWED = {
     "errors": set(),
     "fragments": set(),
@@ -30,7 +30,9 @@ ALLOWED = {
     "tasks": {"config", "data", "errors", "model"},
     "launch": {"errors", "runtime", "scripts"},
     "scripts": set(),
-    "slurm": {"config", "errors", "lease", "outcome", "scripts", "watch"},
+    "slurm": {"config", "doctor", "errors", "kinds", "lease", "outcome", "scripts", "watch"},
+    "doctor": {"config", "errors", "kinds", "outcome", "runtime", "tables"},
+    "kinds": {"config"},
     "agent": {"outcome", "runtime", "watch"},
     "outcome": {"errors", "runtime", "watch"},
 }

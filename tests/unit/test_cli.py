@@ -3,7 +3,7 @@
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,14 +11,22 @@ from pydantic import BaseModel
 
 from dgpt import __version__
 from dgpt.cli import main
-from dgpt.config import RunConfig, load_config
+from dgpt.config import FinetuneConfig, LoopConfig, RunConfig, load_settings
 from dgpt.config.section import section_of
 from dgpt.outcome import DONE
 
 ROOT = Path(__file__).parents[2]
-VERBS = ("prepare", "pretrain", "submit", "status", "logs", "stop", "save",
+VERBS = ("prepare", "pretrain", "finetune", "predict", "submit", "doctor", "status", "logs", "stop", "save",
          "generate", "chat", "evaluate", "checkpoint", "export", "import", "convert-pickle", "tensorboard",
          "parity")  # fmt: skip
+
+
+VERBS_ON_CONFIGS = {"prepare": "configs/pretrain", "pretrain": "configs/pretrain", "parity": "configs/pretrain",
+                    "finetune": "configs/finetune"}  # fmt: skip
+
+
+def load(verb: str, path: Path, overrides: Sequence[str]) -> LoopConfig:
+    return load_settings(FinetuneConfig if verb == "finetune" else RunConfig, path, overrides)
 
 
 def help_of(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -70,15 +78,18 @@ def test_help_is_quick_it_imports_no_torch() -> None:
         assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("config", sorted((ROOT / "configs").rglob("*.toml")), ids=lambda path: path.stem)
-@pytest.mark.parametrize("verb", ["prepare", "pretrain", "parity"])
+@pytest.mark.parametrize(
+    ("verb", "config"),
+    [(verb, config) for verb in VERBS_ON_CONFIGS for config in sorted((ROOT / VERBS_ON_CONFIGS[verb]).rglob("*.toml"))],
+    ids=lambda value: getattr(value, "stem", value),
+)
 def test_printed_settings_are_the_settings(
-    config: Path, verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    verb: str, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     overrides = ["optimizer.lr=1.5e-3", "logging.sample_prompt=a \"b\" 'c'\\\n\x7f é"]
     assert main([verb, str(config), "--print-config", *overrides]) == DONE
     (tmp_path / "printed.toml").write_text(capsys.readouterr().out, encoding="utf-8")
-    assert load_config(tmp_path / "printed.toml") == load_config(config, overrides)
+    assert load(verb, tmp_path / "printed.toml", ()) == load(verb, config, overrides)
 
 
 def test_overrides_may_stand_before_and_after_options(capsys: pytest.CaptureFixture[str]) -> None:

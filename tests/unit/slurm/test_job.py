@@ -43,7 +43,7 @@ Batch = Callable[..., "subprocess.Popen[str]"]
 def batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: Any) -> Batch:
     """batch(*plan) starts the batch script of job 12 in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    Path("run.toml").write_text('run_dir = "run"\n')
+    Path("run.toml").write_text('run_dir = "run"\nslurm.preflight = false\n')
     Path("script").write_text("#!/bin/bash\n")
     fake("scontrol", SCONTROL)
     fake("srun", SRUN)
@@ -189,3 +189,55 @@ def test_verdicts_of_an_agent_are_for_the_batch_script(tmp_path: Path, monkeypat
     assert agent._end(verdict) == DONE, "srun would end the other nodes while they save"
     assert Verdict.read(tmp_path / "n1.json") == verdict
     assert json.loads((tmp_path / "n1.json").read_text())["node"] == "n1"
+
+
+UNFIT = (
+    '{"report": {"readings": [], "problems": [{"what": "GPU 3 of n1 computes wrong", "fix": "tell", '
+    '"suspects": ["n1"], "fatal": true, "passing": false}], "world": 2, "seconds": 3.5, "reduce_seconds": 0.1}}'
+)
+FIT = UNFIT.replace('"fatal": true', '"fatal": false')
+
+
+@pytest.fixture
+def examined(batch: Batch, fake: Any) -> Batch:
+    """With a preflight that says what the file `doctor` holds."""
+    Path("run.toml").write_text('run_dir = "run"\n')
+    fake("srun", f'[[ $* == *dgpt.doctor* ]] && {{ echo "$DGPT_NODES" >nodes; cat doctor; exit; }}\n{SRUN}')
+    return batch
+
+
+def test_nodes_are_examined_once_before_the_ranks(examined: Batch) -> None:
+    Path("doctor").write_text(f"a word of a library\n{FIT}\n")
+    code, out = end(examined("40 1 0 dgpt: rank 1 was killed", "100 0 0"))
+    assert code == DONE
+    assert Path("nodes").read_text() == "n0 n1\n"
+    assert out.count("preflight: warning: GPU 3 of n1 computes wrong; tell") == 1
+    assert out.count("preflight: 0 nodes, 2 ranks, 3.5 s") == 1
+    assert told()[1] == ("stop", 0, 40, FAILED)
+
+
+def test_an_unfit_node_sends_the_job_back_to_the_queue_before_any_rank_starts(examined: Batch, tmp_path: Path) -> None:
+    Path("doctor").write_text(UNFIT)
+    code, out = end(examined("100 0 0"))
+    assert code == FAILED
+    assert "the preflight found: GPU 3 of n1 computes wrong" in out
+    assert not Path("met").exists()
+    assert "requeue 12" in (tmp_path / "bin/scontrol.calls").read_text()
+    stop = history(Path("run"))[-1]
+    assert (stop.event, stop.suspects, stop.unfit, stop.ends_chain) == ("stop", ("n1",), True, False)
+
+
+def test_what_is_no_fault_of_a_node_ends_the_job(examined: Batch, tmp_path: Path) -> None:
+    Path("doctor").write_text(UNFIT.replace('["n1"]', "[]"))
+    code, out = end(examined("100 0 0"))
+    assert code == FAILED
+    assert "to start again would end the same way" in out
+    assert "requeue" not in (tmp_path / "bin/scontrol.calls").read_text()
+
+
+def test_a_preflight_without_a_report_stops_nothing(examined: Batch) -> None:
+    Path("doctor").write_text('{"unreached": "n1", "error": "connection refused"}\n{"torn')
+    code, out = end(examined("100 0 0"))
+    assert code == DONE
+    assert "preflight: n1 does not reach n0: connection refused" in out
+    assert "preflight: no report; going on without one" in out

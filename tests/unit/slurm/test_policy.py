@@ -9,6 +9,10 @@ from dgpt.slurm.policy import BARREN_STARTS, End, Facts, deadline, decide, end_o
 
 NODES = ["n0", "n1"]
 CRASH = End(FAILED, "Traceback\ndgpt: rank 3 on n1 failed", ("n1",))
+KILLED = "dgpt: rank 3 on n1 (process 5) was killed by SIGKILL"
+ECC = "RuntimeError: CUDA error: uncorrectable ECC error encountered"
+BUG = "IndexError: a\nfailed, exit code 1"  # which any node would fail with
+MEMORY = "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"
 SAVED = End(STOPPED, "")
 LIMIT = "the time limit comes (SIGUSR1)"
 
@@ -26,9 +30,11 @@ def words(*verdicts: Verdict) -> dict[str, Verdict]:
     [
         ([said("n0", DONE), said("n1", DONE)], 0, End(DONE, "")),
         ([said("n0", STOPPED), said("n1", STOPPED)], 0, End(STOPPED, "")),
-        ([said("n0", FAILED, "b", 9.0), said("n1", FAILED, "a", 8.0)], 1, End(FAILED, "a", ("n1",))),
-        ([said("n0", 143, "x", 1.0), said("n1", FAILED, "a", 8.0)], 1, End(FAILED, "a", ("n1",))),
-        ([said("n0", FAILED, "a", final=True), said("n1", FAILED, "b", 1.0)], 1, End(FAILED, "a", ("n0",), True)),
+        ([said("n0", FAILED, KILLED, 9.0), said("n1", FAILED, KILLED, 8.0)], 1, End(FAILED, KILLED, ("n1",))),
+        ([said("n0", 143, "x", 1.0), said("n1", FAILED, ECC, 8.0)], 1, End(FAILED, ECC, ("n1",))),
+        ([said("n0", FAILED, "a", final=True), said("n1", FAILED, "b", 1.0)], 1, End(FAILED, "a", (), True)),
+        ([said("n0", DONE), said("n1", FAILED, "IndexError: a\nfailed, exit code 1")], 1, End(FAILED, BUG, ())),
+        ([said("n0", DONE), said("n1", FAILED, MEMORY)], 1, End(FAILED, MEMORY, ())),
         ([said("n0", MISTAKE, "all of it"), said("n1", MISTAKE, "n1: all")], 2, End(MISTAKE, "all of it", final=True)),
         ([said("n1", MISTAKE, "no folder")], 2, End(MISTAKE, "no folder", final=True)),
     ],

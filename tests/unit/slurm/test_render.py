@@ -29,6 +29,20 @@ CASES = {
         {"DGPT_PYTHON": "/usr/bin/python3"},
         ("run.toml",),
     ),
+    "finetune": (
+        script("slurm/finetune.sbatch").read_text(),
+        {"nodes": "1", "gpus-per-node": "8", "signal": "B:USR1@180"},
+        (),
+        {"DGPT_PYTHON": "/usr/bin/python3"},
+        ("task.toml", "lora.rank=8"),
+    ),
+    "evaluate": (
+        script("slurm/evaluate.sbatch").read_text(),
+        {"gpus-per-node": "1"},
+        (),
+        {"DGPT_PYTHON": "/usr/bin/python3", "DGPT_CONTAINER": "images/train.sif"},
+        ("runs/mine", "--data", "data/mine"),
+    ),
 }  # fmt: skip
 
 

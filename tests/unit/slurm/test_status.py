@@ -10,7 +10,7 @@ import pytest
 
 from dgpt import lease
 from dgpt.cli import main
-from dgpt.config import load_config, to_toml
+from dgpt.config import SlurmConfig, load_config, to_toml
 from dgpt.lease import Holder, Lease
 from dgpt.outcome import DONE, MISTAKE
 from dgpt.slurm import reasons
@@ -32,7 +32,7 @@ STOP = Event(NOW - 600, "stop", "12", "c", 0, ("n0",), 800, "the time limit come
 
 def told(**known: object) -> dict[str, str]:
     values: dict[str, Any] = {
-        "run_dir": "runs/a", "now": NOW, "config": load_config(None, ["training.steps=2000"]), "history": [START],
+        "run_dir": "runs/a", "now": NOW, "total_steps": 2000, "slurm": SlurmConfig(), "history": [START],
         "job": {}, "holder": None, "row": ROW, "validation": {"step": 1000.0, "loss/validation": 3.5},
         "checkpoint": (1000, NOW - 60),
     }  # fmt: skip
@@ -99,7 +99,7 @@ def test_reasons_in_plain_words(reason: str, meaning: str, help_: str) -> None:
             "ended: job 12 is CANCELLED (scancel)",
         ),
         ({"history": []}, "not running"),
-        ({"history": [], "config": None, "checkpoint": None}, "never started"),
+        ({"history": [], "total_steps": 0, "checkpoint": None}, "never started"),
     ],
 )
 def test_states_without_a_running_job(known: dict[str, object], state: str) -> None:

@@ -5,11 +5,14 @@ from pathlib import Path
 import pytest
 
 from dgpt.cli import main
-from dgpt.config import RunConfig, load_config
+from dgpt.config import ParallelConfig, RunConfig, TrainingConfig, load_config
+from dgpt.config.section import Section
 from dgpt.errors import UserError
+from dgpt.kinds import KINDS, Kind
 from dgpt.outcome import DONE, MISTAKE
-from dgpt.slurm.events import history
-from dgpt.submit import Wish, check, check_lead, lead_seconds, limit_seconds
+from dgpt.slurm.events import Event, history, now, record
+from dgpt.submit import Wish, check_lead, limit_seconds, plan, run_folder
+from dgpt.submit_checks import pace
 
 SMALL = ("model.n_layer=1", "model.n_head=4", "model.n_embd=32", "model.seq_len=16", "training.global_batch_size=8",
          "training.micro_batch_size=2")  # fmt: skip
@@ -45,11 +48,11 @@ def test_what_cannot_work_is_refused_before_anybody_queues(
     tiny_data: Path, tmp_path: Path, overrides: tuple[str, ...], wanted: Wish, said: str
 ) -> None:
     with pytest.raises(UserError, match=said.replace("(", r"\(")):
-        check(config_of(tiny_data, tmp_path / "run", *overrides), wanted)
+        plan(config_of(tiny_data, tmp_path / "run", *overrides), wanted)
 
 
 def test_data_that_another_job_prepares_need_not_be_there(tiny_data: Path, tmp_path: Path) -> None:
-    check(config_of(tiny_data, tmp_path / "run", "data.path=later"), wish(dependency="afterok:7"))
+    plan(config_of(tiny_data, tmp_path / "run", "data.path=later"), wish(dependency="afterok:7"))
 
 
 @pytest.fixture
@@ -98,6 +101,7 @@ def test_prepare_goes_to_cpu_nodes(run_file: str, fake, capsys) -> None:
     assert "#SBATCH --cpus-per-task=32\n" in text
     assert " -m dgpt.cli prepare " in text
     assert history(Path("my run")) == []
+    assert main(["submit", run_file, "--verb", "prepare", "--nodes", "2", *SMALL]) == MISTAKE
 
 
 @pytest.mark.parametrize(
@@ -135,11 +139,104 @@ def test_what_is_no_time_is_refused(text: str) -> None:
         limit_seconds(text)
 
 
-def test_the_lead_grows_with_the_checkpoint_and_fits_into_the_job() -> None:
-    small, large = load_config(None), load_config(None, ["model.n_layer=80", "model.n_embd=8192", "model.n_head=64"])
-    assert lead_seconds(small, 1, 1.0) == 120
-    assert lead_seconds(large, 64, 10.0) < lead_seconds(large, 32, 10.0)
-    assert lead_seconds(small, 1, 600.0) > 1200
+def test_the_lead_grows_with_the_checkpoint_and_fits_into_the_job(tmp_path: Path) -> None:
+    small, large = (load_config(None, [f"run_dir={tmp_path}", *more]) for more in
+                    ((), ("model.n_layer=80", "model.n_embd=8192", "model.n_head=64")))  # fmt: skip
+    assert pace(small, wish(1)).lead == 130  # 60, two unknown steps of 30, twice 5.15 for 12 bytes of each parameter
+    assert pace(large, wish(64)).lead < pace(large, wish(32)).lead
     check_lead(120, "5:00")
     with pytest.raises(UserError, match="--time = 2:00 is 120 s, and the signal to save comes 120 s before its end"):
         check_lead(120, "2:00")
+
+
+def test_the_lead_follows_from_what_the_run_has_measured(run_file: str, fake, capsys) -> None:
+    checkpoint = Path("my run/checkpoints/step_00000020")
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "manifest.json").write_text('{"format":1,"seconds":400.5,"mesh":{"world_size":4,"dp_size":4}}')
+    rows = ('{"step": 10, "speed/seconds_per_step": 7.0}', '{"step": 20, "time/evaluate_seconds": 30.0}')
+    Path("my run/metrics.jsonl").write_text("\n".join(rows) + "\n")
+    fake("sbatch", SBATCH)
+    assert main(["submit", run_file, "--nodes", "2", "--nproc", "2", "--time", "2:00:00", *SMALL]) == DONE
+    said = capsys.readouterr().out
+    assert "signal: 905 s before the time limit" in said  # 60 + 30 + 2 x 7 + 2 x 400.5
+    assert "a step takes 7 s (measured), an evaluation 30 s, a save 400 s (measured at step_00000020)" in said
+    assert "#SBATCH --signal=B:USR1@905\n" in Path("my run/slurm/job_41.sbatch").read_text()
+    assert "batch: 8 sequences = dp 4 x 2 x 1 micro steps" in said
+    assert main(["submit", run_file, "--nodes", "1", "--nproc", "2", "--dry-run", *SMALL]) == DONE
+    assert "--signal=B:USR1@1706\n" in capsys.readouterr().out  # two ranks write what four wrote before
+    assert main(["submit", run_file, "--nodes", "2", "--nproc", "2", "--time", "15:00", *SMALL]) == MISTAKE
+    assert "900 s, and the signal to save comes 905 s before its end" in capsys.readouterr().err
+
+
+STOP = Event(now() - 60, "stop", "40", "c", 0, ("n0", "n3"), 0, "what went wrong\ndgpt: rank 7 was killed", 1, ("n3",))
+SINFO = 'for n in 0 1 2 3; do echo "n$n idle main*"; done'
+HOSTNAMES = 'tr , "\\n" <<<"$3"'
+
+
+def test_a_node_that_failed_twice_is_left_out_beside_those_of_the_user(run_file: str, fake, capsys) -> None:
+    Path("my run").mkdir()
+    for name, script in (("sbatch", SBATCH), ("sinfo", SINFO), ("scontrol", HOSTNAMES)):
+        fake(name, script)
+    command = ["submit", run_file, "--nodes", "2", "--nproc", "2", "--exclude", "n1", *SMALL]
+    record(Path("my run"), STOP)
+    assert main(command) == DONE
+    assert "#SBATCH --exclude=n1\n" in Path("my run/slurm/job_41.sbatch").read_text()
+    record(Path("my run"), STOP)
+    assert main(command) == DONE
+    assert "left out: n3 until " in capsys.readouterr().out
+    assert "#SBATCH --exclude=n1,n3\n" in Path("my run/slurm/job_42.sbatch").read_text()
+    assert [(event.event, event.job, event.nodes) for event in history(Path("my run"))][-1] == (
+        "exclude",
+        "42",
+        ("n3",),
+    )
+    command[3], command[5] = "4", "1"
+    assert main(command) == DONE
+    assert "not left out, as the partition has no more than 4 nodes" in capsys.readouterr().out
+
+
+def test_nodes_are_used_all_the_same_if_slurm_refuses_the_job_without_them(run_file: str, fake, capsys) -> None:
+    Path("my run").mkdir()
+    for _ in range(2):
+        record(Path("my run"), STOP)
+    fake("sinfo", SINFO)
+    refuse = 'if grep -q exclude= <<<"$(cat | tee "$0.in")"; then echo "error: not available" >&2; exit 1; fi; echo 41'
+    fake("sbatch", refuse)
+    assert main(["submit", run_file, "--nodes", "2", "--nproc", "2", *SMALL]) == DONE
+    assert "no node is left out: Slurm has too few others for the job" in capsys.readouterr().out
+
+
+class Task(Section):
+    """A run of another verb: data parallel alone, and with a model of its own."""
+
+    run_dir: str = "runs/task"
+    parallel: ParallelConfig = ParallelConfig()
+    training: TrainingConfig = TrainingConfig(global_batch_size=8, micro_batch_size=2)
+
+
+@pytest.fixture
+def verbs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that `dgpt submit` is prepared for."""
+    monkeypatch.setitem(KINDS, "finetune", Kind(lambda path, overrides: Task(), trains=True))
+    monkeypatch.setitem(KINDS, "evaluate", Kind(None, trains=False))
+
+
+@pytest.mark.usefixtures("verbs")
+def test_a_fine_tuning_is_checked_by_what_it_has(run_file: str, fake, capsys) -> None:
+    fake("sbatch", SBATCH)
+    assert main(["submit", "task.toml", "--verb", "finetune", "--nproc", "2"]) == DONE
+    assert "batch: 8 sequences = 2 ranks x 2 x 2 micro steps" in capsys.readouterr().out
+    text = Path("runs/task/slurm/job_41.sbatch").read_text()
+    assert ' -m dgpt.slurm.job "$0" finetune "$@"' in text
+    assert [event.event for event in history(Path("runs/task"))] == ["submit"]
+    assert main(["submit", "task.toml", "--verb", "finetune", "--nproc", "3"]) == MISTAKE
+    assert "does not divide over 3 ranks" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("verbs")
+def test_an_evaluation_keeps_its_own_options(run_file: str, fake) -> None:
+    fake("sbatch", SBATCH)
+    Path("my run/checkpoints/step_00000010").mkdir(parents=True)
+    assert main(["submit", "my run/checkpoints/step_00000010", "--verb", "evaluate", "--", "--data", "a b"]) == DONE
+    assert "set -- 'my run/checkpoints/step_00000010' --data 'a b'\n" in Path("my run/slurm/job_41.sbatch").read_text()
+    assert run_folder("s3://bucket/model") == Path("evaluations")
