@@ -1,7 +1,6 @@
 """What cannot be expressed on the other side, and what is damaged: refused with value and fix, nothing written."""
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,24 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dgpt.cli import main
-from dgpt.outcome import DONE, MISTAKE
+from dgpt.outcome import DONE
 
 Mistake = Callable[..., str]
-
-
-@pytest.fixture
-def mistake(capsys: pytest.CaptureFixture[str]) -> Mistake:
-    """mistake(argument, ...): the message of a command that must be refused."""
-
-    def refused(*arguments: object) -> str:
-        capsys.readouterr()
-        assert main([str(argument) for argument in arguments]) == MISTAKE
-        output, errors = capsys.readouterr()
-        assert output == ""
-        assert re.fullmatch(r"dgpt: (?s:.+)\n  rule: .+\n  fix:  .+\n", errors)
-        return errors.removeprefix("dgpt: ")
-
-    return refused
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,8 @@ from pathlib import Path
 import pytest
 
 from dgpt.cli import main
-from dgpt.config import ParallelConfig, RunConfig, TrainingConfig, load_config
-from dgpt.config.section import Section
+from dgpt.config import RunConfig, load_config
 from dgpt.errors import UserError
-from dgpt.kinds import KINDS, Kind
 from dgpt.outcome import DONE, MISTAKE
 from dgpt.slurm.events import Event, history, now, record
 from dgpt.submit import Wish, check_lead, limit_seconds, plan, run_folder
@@ -206,24 +204,15 @@ def test_nodes_are_used_all_the_same_if_slurm_refuses_the_job_without_them(run_f
     assert "no node is left out: Slurm has too few others for the job" in capsys.readouterr().out
 
 
-class Task(Section):
-    """A run of another verb: data parallel alone, and with a model of its own."""
-
-    run_dir: str = "runs/task"
-    parallel: ParallelConfig = ParallelConfig()
-    training: TrainingConfig = TrainingConfig(global_batch_size=8, micro_batch_size=2)
+TASK = """
+run_dir = "runs/task"
+training = { global_batch_size = 8, micro_batch_size = 2 }
+"""
 
 
-@pytest.fixture
-def verbs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that `dgpt submit` is prepared for."""
-    monkeypatch.setitem(KINDS, "finetune", Kind(lambda path, overrides: Task(), trains=True))
-    monkeypatch.setitem(KINDS, "evaluate", Kind(None, trains=False))
-
-
-@pytest.mark.usefixtures("verbs")
 def test_a_fine_tuning_is_checked_by_what_it_has(run_file: str, fake, capsys) -> None:
     fake("sbatch", SBATCH)
+    Path("task.toml").write_text(TASK)
     assert main(["submit", "task.toml", "--verb", "finetune", "--nproc", "2"]) == DONE
     assert "batch: 8 sequences = 2 ranks x 2 x 2 micro steps" in capsys.readouterr().out
     text = Path("runs/task/slurm/job_41.sbatch").read_text()
@@ -233,7 +222,6 @@ def test_a_fine_tuning_is_checked_by_what_it_has(run_file: str, fake, capsys) ->
     assert "does not divide over 3 ranks" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("verbs")
 def test_an_evaluation_keeps_its_own_options(run_file: str, fake) -> None:
     fake("sbatch", SBATCH)
     Path("my run/checkpoints/step_00000010").mkdir(parents=True)
