@@ -225,6 +225,6 @@ def test_a_fine_tuning_is_checked_by_what_it_has(run_file: str, fake, capsys) ->
 def test_an_evaluation_keeps_its_own_options(run_file: str, fake) -> None:
     fake("sbatch", SBATCH)
     Path("my run/checkpoints/step_00000010").mkdir(parents=True)
-    assert main(["submit", "my run/checkpoints/step_00000010", "--verb", "evaluate", "--", "--data", "a b"]) == DONE
-    assert "set -- 'my run/checkpoints/step_00000010' --data 'a b'\n" in Path("my run/slurm/job_41.sbatch").read_text()
+    assert main(["submit", "my run/checkpoints/step_00000010", "--verb", "evaluate", "--", "a b", "--json"]) == DONE
+    assert "set -- 'my run/checkpoints/step_00000010' 'a b' --json\n" in Path("my run/slurm/job_41.sbatch").read_text()
     assert run_folder("s3://bucket/model") == Path("evaluations")
