@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import sys
 from contextlib import ExitStack, redirect_stdout
 from hashlib import sha256
 from io import StringIO
@@ -53,6 +54,8 @@ def tune(runtime: Runtime, overrides: list[str], stop_after: int = 0) -> tuple[i
     """Task of the pool: a whole fine-tuning; its exit code, and a hash of each piece of state at the end."""
     os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)  # which accelerate leaves behind for the whole process
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0", LOCAL_WORLD_SIZE=str(runtime.world_size))  # as torchrun
+    if "deepspeed.utils.groups" in sys.modules:
+        sys.modules["deepspeed.utils.groups"]._WORLD_GROUP = None  # of the job before
     if runtime.world_size == 1:
         os.environ.pop("LOCAL_RANK", None)  # nobody's rank
     state: dict[tuple[str, str, int], str] = {}
