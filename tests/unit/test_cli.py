@@ -16,7 +16,7 @@ from dgpt.config.section import section_of
 from dgpt.outcome import DONE
 
 ROOT = Path(__file__).parents[2]
-VERBS = ("prepare", "pretrain", "submit", "status", "logs", "stop", "save",
+VERBS = ("prepare", "pretrain", "finetune", "predict", "submit", "status", "logs", "stop", "save",
          "generate", "chat", "evaluate", "checkpoint", "export", "import", "convert-pickle", "tensorboard",
          "parity")  # fmt: skip
 
