@@ -20,7 +20,7 @@ def as_weights_only(runtime: Runtime, config: RunConfig) -> Seen:
     seen = Seen()
 
     def change(run: Pretraining) -> None:
-        save = run._save
+        save = run.save
 
         def saving(done: int, loss: float) -> None:
             save(done, loss)
@@ -33,7 +33,7 @@ def as_weights_only(runtime: Runtime, config: RunConfig) -> Seen:
             bare.save(done + 1, [f for f in run.engine.fragments() if f.state == "weight"], meta)
             bare.wait()
 
-        run._save = saving  # type: ignore[method-assign]
+        run.save = saving  # type: ignore[method-assign]
 
     return watch(runtime, config, seen, change)
 

@@ -44,10 +44,9 @@ def write(folder: Path, rows: Callable[[random.Random], dict[str, Any]], train: 
 
 
 def kind_of_text(rng: random.Random) -> dict[str, Any]:
-    """Separable: the class is a word somewhere in the text."""
+    """Separable: the class is the last word of the text."""
     label = rng.choice(["left", "right"])
     words = [*rng.choices(WORDS, k=rng.randint(1, 8)), {"left": "neren", "right": "gous"}[label]]
-    rng.shuffle(words)
     return {"text": " ".join(words), "label": label}
 
 
@@ -189,8 +188,9 @@ def test_lora_merged_computes_as_the_adapter_does(
 ) -> None:
     """And peft reads the adapter of the run folder, which holds nothing else."""
     data, run = (echoes if kind == "generation" else texts), tmp_path / "run"
-    assert finetune(tmp_path, f"base={random_run}", f"data.path={data}", f"task.kind={kind}", f"run_dir={run}", *QUICK,
-                    "training.steps=4", "lora.rank=4", 'lora.targets=["attn.q","attn.proj","mlp.up"]') == DONE  # fmt: skip
+    settings = [f"base={random_run}", f"data.path={data}", f"task.kind={kind}", f"run_dir={run}", *QUICK,
+                "training.steps=4", "lora.rank=4", 'lora.targets=["attn.q","attn.proj","mlp.up"]']  # fmt: skip
+    assert finetune(tmp_path, *settings) == DONE
     merged = load_finetuned(run)
 
     def plain() -> GPT:
