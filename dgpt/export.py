@@ -13,7 +13,7 @@ from dgpt.checkpoint.format import DTYPE_NAMES, CheckpointError, FileEntry, Mani
 from dgpt.checkpoint.progress import Advance, byte_bar
 from dgpt.checkpoint.weights import WEIGHT, new_checkpoint, whole_entry
 from dgpt.checkpoint.whole import check_files, files_of, read_tensor, tensor_bytes
-from dgpt.config import FinetuneConfig, LoopConfig, LoraConfig, ModelConfig, to_toml
+from dgpt.config import FinetuneConfig, LoraConfig, ModelConfig, RunConfig, to_toml
 from dgpt.data.chat import JINJA
 from dgpt.generate import choose, tokenizer_of
 from dgpt.huggingface.card import Facts
@@ -30,6 +30,7 @@ class Exported(NamedTuple):
     bytes: int
 
 
+Config = RunConfig | FinetuneConfig
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -63,7 +64,7 @@ def export_huggingface(
     return Exported(found.manifest.step, size)
 
 
-def _is_lora(config: LoopConfig) -> bool:
+def _is_lora(config: Config) -> bool:
     return isinstance(config, FinetuneConfig) and config.lora.rank > 0
 
 
@@ -107,7 +108,7 @@ def average(sources: Sequence[str | Place], output: Place, *, progress: bool = F
     return rewrite.average(found, output, _beside(newest, read_config(newest)), progress=progress)
 
 
-def _beside(found: Found, config: LoopConfig) -> dict[str, bytes]:
+def _beside(found: Found, config: Config) -> dict[str, bytes]:
     """Files that make a checkpoint's folder complete, by name."""
     tokenizer = {f"tokenizer/{name}": content for name, content in tokenizer_of(found).files().items()}
     return {"config.toml": to_toml(config).encode(), **tokenizer}

@@ -78,6 +78,7 @@ class Finetuning(Run):
         model = new_model(setup.base, setup.task, config, torch.device("cpu") if sharded else device)
         self.adapted = lora.apply(model, config) if config.lora.rank else None
         trainable = lora.trainable(self.adapted) if self.adapted else dict(model.named_parameters())
+        self.n_trained = sum(parameter.numel() for parameter in trainable.values())
         prepare_blocks(model, config)
         kind = AccelerateZeroEngine if config.parallel.zero_stage else AccelerateEngine
         return kind(model, trainable, config, setup.plan, self.mesh, device, setup.dtype)
@@ -155,10 +156,9 @@ class Finetuning(Run):
 
     def hello(self) -> Iterator[str]:
         config, plan, setup = self.config, self.setup.plan, self.setup
-        trained = sum(f.tensor.numel() for f in self.engine.fragments() if f.state == "weight")
         how = f"LoRA of rank {config.lora.rank}" if config.lora.rank else "all weights"
         yield f"base: {config.base}, {parameter_count(config.model) / 1e6:,.1f}M parameters"
-        yield f"task: {config.task.kind}, {how}: {trained / 1e6:,.2f}M parameters to train, {setup.dtype}"
+        yield f"task: {config.task.kind}, {how}: {self.n_trained / 1e6:,.2f}M parameters to train, {setup.dtype}"
         held_out = sum(map(len, setup.held_out.samples))
         yield f"examples: {setup.n_examples:,} in {len(setup.loader.samples):,} sequences; {held_out:,} held out"
         yield from setup.notes

@@ -70,6 +70,7 @@ def merge(adapted: Any) -> GPT:
             setattr(model.get_submodule(owner), leaf, module.get_base_layer())
         elif isinstance(module, ModulesToSaveWrapper):
             setattr(model.get_submodule(owner), leaf, module.modules_to_save["default"])
+    del model.peft_config  # peft's mark, by which it would take the model for an adapted one
     return model.requires_grad_(True)
 
 

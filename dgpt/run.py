@@ -18,7 +18,7 @@ from dgpt.checkpoint.files import FOLDER as CHECKPOINTS
 from dgpt.checkpoint.files import clean
 from dgpt.checkpoint.format import MeshEntry, Meta
 from dgpt.checkpoint.save import Checkpointer
-from dgpt.config import LoopConfig, Section, to_toml
+from dgpt.config import LoopConfig, to_toml
 from dgpt.data.tokenizer import save_tokenizer
 from dgpt.errors import TrainingError
 from dgpt.lease import Lease
@@ -159,7 +159,7 @@ class Run:
 
     def _fill_run_dir(self) -> None:
         """A run folder describes itself: its settings, and the tokenizer that reads its model."""
-        (self.run_dir / "config.toml").write_text(self._toml(), encoding="utf-8")
+        (self.run_dir / "config.toml").write_text(to_toml(self.config), encoding="utf-8")
         (self.run_dir / "tokenizer").mkdir(exist_ok=True)
         save_tokenizer(self.setup.tokenizer, self.run_dir / "tokenizer")
 
@@ -174,7 +174,7 @@ class Run:
             for line in self.hello() if is_main else ():
                 self.console.print(line)
             with self._monitor() as self.monitor:
-                self.monitor.log_text("config", self._toml(), self.start_step)
+                self.monitor.log_text("config", to_toml(self.config), self.start_step)
                 profiler = Profiler(
                     self.config.logging.profile_steps, self.run_dir, rank=self.runtime.rank,
                     device=self.runtime.device,
@@ -267,10 +267,6 @@ class Run:
             world_size=self.runtime.world_size, device=device, console=self.console,
             peak_flops=peak_flops(name, kind),  # type: ignore[arg-type]
         )  # fmt: skip
-
-    def _toml(self) -> str:
-        assert isinstance(self.config, Section)
-        return to_toml(self.config)
 
     def _say_goodbye(self, done: int) -> int:
         """Raises TrainingError if the last save failed."""

@@ -51,6 +51,8 @@ def open_checkpoint(path: str | Place) -> Found:
         check_sizes(path, manifest)
         return Found(path, manifest)
     found = find_latest(path)
+    if found is None and (path / "config.json").exists():
+        raise CheckpointError(path, "is a model of transformers", fix=f"dgpt import {path} NEW_FOLDER, and give that")
     if found is None:
         raise CheckpointError(path, "is neither a checkpoint nor a run folder with checkpoints",
                               fix=f"give a run_dir, or a folder run_dir/{FOLDER}/step_XXXXXXXX")  # fmt: skip

@@ -47,11 +47,15 @@ def new_folder(output: Place, attempt: str, size: int) -> Iterator[Write]:
         temporary.rename(output)
         files.sync_folder(output.parent)
     except OSError as error:
-        raise UserError(f"'{output}' cannot be written: {error.strerror or error}",
-                        rule="the folder above must be writable and its disk have room",
-                        fix="give another folder, or make room") from None  # fmt: skip
+        raise cannot_write(output, error) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def cannot_write(output: Place, error: OSError) -> UserError:
+    return UserError(f"'{output}' cannot be written: {error.strerror or error}",
+                     rule="the folder above must be writable and its disk have room",
+                     fix="give another folder, or make room")  # fmt: skip
 
 
 def _write_local(path: Path, chunks: Chunks) -> tuple[int, str]:

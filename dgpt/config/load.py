@@ -11,8 +11,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from dgpt.config.finetune import FinetuneConfig
-from dgpt.config.run import RunConfig
-from dgpt.config.section import Section, section_of
+from dgpt.config.run import LoopConfig, RunConfig
+from dgpt.config.section import section_of
 from dgpt.errors import UserError
 
 Config = TypeVar("Config", RunConfig, FinetuneConfig)
@@ -53,7 +53,7 @@ def parse_settings(kind: type[Config], values: dict[str, Any], origin: str) -> C
         ) from None
 
 
-def to_toml(config: Section) -> str:
+def to_toml(config: LoopConfig) -> str:
     """The whole config as TOML, which `load_config` reads back to an equal config."""
     values = config.model_dump(mode="json")
     tables = {name: value for name, value in values.items() if isinstance(value, dict)}

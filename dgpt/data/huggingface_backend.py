@@ -47,6 +47,8 @@ def lossless_settings(model: bytes, special_tokens: tuple[str, ...]) -> Lossless
     """
     try:
         settings = json.loads(model)
+        if (kind := settings["model"].get("type", "BPE")) != "BPE":
+            raise _refuse(f"its model is {kind}")
         specials = _take_special_tokens(settings, special_tokens)
         return settings, specials, *_lossless(settings, settings["model"]["vocab"])
     except UserError:
@@ -78,8 +80,8 @@ def _lossless(settings: dict[str, Any], vocab: dict[str, int]) -> tuple[dict[str
     """Drop what changes the text; gives the ids of literal chunks, and the function from piece to bytes."""
     model = settings["model"]
     affixes = (model.get("continuing_subword_prefix"), model.get("end_of_word_suffix"))
-    if model.get("type", "BPE") != "BPE" or any(affixes):
-        raise _refuse(f"its model is {model.get('type')} with word affixes {affixes}")
+    if any(affixes):
+        raise _refuse(f"its words have affixes: {affixes}")
     model["dropout"] = None
     byte_level = _byte_level_alphabet()
     nodes = [node for node in _nodes(settings.get("pre_tokenizer")) if node.get("type") == "ByteLevel"]

@@ -66,8 +66,9 @@ def _collect(tensors: Iterator[tuple[str, Tensor]], dtype: torch.dtype) -> Calla
 
     def read(pair: Pair) -> Tensor:
         while not waiting.keys() >= set(pair.ours):
-            name, tensor = next(tensors)
-            waiting[name] = tensor
+            given = next(tensors, None)
+            assert given is not None, f"{pair.theirs} is made of {pair.ours}, and not all of these came"
+            waiting[given[0]] = given[1]
         return pair.to_theirs([waiting.pop(name) for name in pair.ours]).to(dtype)
 
     return read

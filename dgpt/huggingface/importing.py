@@ -1,5 +1,6 @@
 """A folder of `transformers` becomes a model of dgpt: a folder as `dgpt export --format dgpt` writes it."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from dgpt.checkpoint.format import Manifest, Meta, TensorEntry
 from dgpt.checkpoint.progress import byte_bar
 from dgpt.checkpoint.weights import new_checkpoint, weight_bytes, whole_entry
 from dgpt.config import FinetuneConfig, ModelConfig, RunConfig, TaskConfig, to_toml
-from dgpt.data.tokenizer import SETTINGS_FILE, Tokenizer, build, load_tokenizer
+from dgpt.data.tokenizer import Tokenizer, build, load_tokenizer
 from dgpt.errors import UserError
 from dgpt.huggingface.folder import Weights, read_json, refuse
 from dgpt.huggingface.names import LANGUAGE_MODEL, Family
@@ -96,19 +97,20 @@ def _their_names(family: Family, task: Task, weights: Weights) -> dict[str, str]
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a folder: dgpt's own if it is there and fits tokenizer.json, else tokenizer.json.
+    """The tokenizer that tokenizer.json was exported from, if that is there too; else tokenizer.json.
 
     Raises UserError if there is none that dgpt can use.
     """
-    if (folder / SETTINGS_FILE).is_file():
-        own = load_tokenizer(folder)
-        if (folder / JSON).is_file() and tokenizer_json(own) == (folder / JSON).read_bytes():
-            return own
     if not (folder / JSON).is_file():
         raise UserError(f"'{folder / JSON}' is missing", rule=f"the tokenizer of a model is its {JSON}",
                         fix="load the tokenizer with transformers and save it with save_pretrained, which writes the "
                             "file")  # fmt: skip
-    return build(JSON, (folder / JSON).read_bytes(), _end_token(folder), ())
+    content = (folder / JSON).read_bytes()
+    with suppress(UserError, TypeError, OSError):
+        own = load_tokenizer(folder)
+        if tokenizer_json(own) == content:
+            return own
+    return build(JSON, content, _end_token(folder), ())
 
 
 def _end_token(folder: Path) -> str:

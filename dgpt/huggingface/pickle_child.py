@@ -19,12 +19,12 @@ def main(source: Path, target: Path) -> None:
     try:
         sandbox.close(4 * size, 60 + size // BYTES_PER_SECOND)  # 4: fp16 is the smallest, and shared ones are copied
         values = torch.load(source, map_location="cpu", weights_only=True)
-        save_file(_tensors(values), target, metadata={"format": "pt"})
+        save_file(tensors_of(values), target, metadata={"format": "pt"})
     except (OSError, RuntimeError, ValueError, EOFError, MemoryError, pickle.UnpicklingError) as error:
         sys.exit(" ".join(f"{type(error).__name__}: {error}".split())[:300])
 
 
-def _tensors(values: object) -> dict[str, Tensor]:
+def tensors_of(values: object) -> dict[str, Tensor]:
     """Each with memory of its own. Raises ValueError unless `values` is a table of tensors alone."""
     if not isinstance(values, dict):
         raise ValueError(f"it holds a {type(values).__name__}, and no table of tensors")

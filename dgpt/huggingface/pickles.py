@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from uuid import uuid4
 
-from dgpt.checkpoint.output import check_free
+from dgpt.checkpoint.output import cannot_write, check_free
 from dgpt.errors import UserError
 from dgpt.huggingface.folder import INDEX, SINGLE, Weights, read_json
 from dgpt.huggingface.tokenizer import json_bytes
@@ -40,9 +40,7 @@ def convert(folder: Path, output: Path) -> None:
         Weights.of(temporary)
         temporary.rename(output)
     except OSError as error:
-        raise UserError(f"'{output}' cannot be written: {error.strerror or error}",
-                        rule="the folder above must be writable and its disk have room",
-                        fix="give another folder, or make room") from None  # fmt: skip
+        raise cannot_write(output, error) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -58,7 +56,7 @@ def _pickles(folder: Path) -> list[Path]:
     if missing or not files or len(files) < len(names):
         raise UserError(f"'{missing or folder / PICKLE_INDEX}' is missing, or names files outside of the folder",
                         rule=f"pickled weights are {PICKLE}, or the files that {PICKLE_INDEX} names",
-                        fix="give a folder that holds them") from None  # fmt: skip
+                        fix="give a folder that holds them")  # fmt: skip
     return files
 
 

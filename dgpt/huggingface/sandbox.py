@@ -5,6 +5,7 @@ import platform
 import resource
 import struct
 import sys
+from pathlib import Path
 
 HEADROOM_BYTES = 1 << 30
 # <asm/unistd.h>: socket, socketpair, connect, execve, execveat, ptrace, io_uring_setup; and <linux/audit.h>
@@ -23,7 +24,7 @@ def close(more_bytes: int, cpu_seconds: int) -> None:
 
     Raises OSError where the kernel cannot do that.
     """
-    pages = int(open("/proc/self/statm", encoding="ascii").read().split()[0])  # noqa: SIM115
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     memory = pages * resource.getpagesize() + more_bytes + HEADROOM_BYTES
     for what, limit in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, cpu_seconds), (resource.RLIMIT_CORE, 0)):
         resource.setrlimit(what, (limit, limit))

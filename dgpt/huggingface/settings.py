@@ -111,7 +111,7 @@ def _family(values: Mapping[str, Any], path: Path) -> Family:
                         rule=f"dgpt runs no code of a model; {supported}",
                         fix="take a model of one of these classes")  # fmt: skip
     family = FAMILIES.get(str(model_type))
-    if family is None or not isinstance(names, list) or len(names) != 1 or names[0] not in family.classes:
+    if family is None or not isinstance(names, list) or len(names) != 1 or str(names[0]) not in family.classes:
         raise UserError(f"'{path}': architectures = {names!r} of model_type = {model_type!r} is not known here",
                         rule=supported, fix="take a model of one of these classes")  # fmt: skip
     return family
@@ -128,6 +128,8 @@ def _task(values: Mapping[str, Any], family: Family, path: Path) -> Task:
     if not isinstance(labels, dict) or set(labels) != set(map(str, range(len(labels)))):
         raise _refuse(path, "id2label", labels, "a table from each number, 0 and up, to its label")
     names = tuple(str(labels[str(i)]) for i in range(len(labels)))
+    if not all(names) or len(set(names)) < len(names):
+        raise _refuse(path, "id2label", labels, "labels differ and are not empty")
     return Task(kind, names, problem.startswith("multi"))
 
 
@@ -141,12 +143,8 @@ def _check_fixed(values: Mapping[str, Any], family: Family, path: Path) -> None:
     if kind != "default" or rope.keys() - {"rope_type", "type", "rope_theta"}:
         key = "rope_scaling" if values.get("rope_scaling") else "rope_parameters"
         raise _refuse(path, key, rope, "dgpt's rotary positions are not scaled (rope_type 'default')")
-    if "num_attention_heads" in values and (width := values.get("head_dim")):
-        _check_head_dim(values, width, path)
-
-
-def _check_head_dim(values: Mapping[str, Any], width: int, path: Path) -> None:
-    if width * values["num_attention_heads"] != values.get("hidden_size"):
+    width, heads, whole = (values.get(name) for name in ("head_dim", "num_attention_heads", "hidden_size"))
+    if width is not None and not (isinstance(width, int) and isinstance(heads, int) and width * heads == whole):
         raise _refuse(path, "head_dim", width, "hidden_size / num_attention_heads is the width of a head here")
 
 

@@ -34,11 +34,13 @@ class Pair:
             return torch.zeros(self.shape)
         cut = [tensor[:rows] for tensor, rows in zip(tensors, self.rows, strict=True)]
         whole = torch.cat(cut) if len(cut) > 1 else cut[0]
-        return whole.mT if self.transposed else whole
+        theirs = whole.mT if self.transposed else whole
+        assert theirs.shape == self.shape, f"{self.theirs}: {theirs.shape} is not {self.shape}"
+        return theirs
 
     def to_ours(self, tensor: Tensor) -> Sequence[Tensor]:
         """Views of a tensor of theirs."""
-        return torch.split(tensor.mT if self.transposed else tensor, self.rows)  # type: ignore[no-any-return,no-untyped-call]
+        return torch.split(tensor.mT if self.transposed else tensor, list(self.rows))
 
 
 def shapes(config: ModelConfig, kind: HeadKind = "language_model", outputs: int = 0) -> dict[str, Shape]:

@@ -3,7 +3,6 @@
 Mixed precision is autocast over fp32 weights. What does not train (the base under LoRA) has no state and no fragment.
 """
 
-import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from dgpt.config import BatchPlan, FinetuneConfig
@@ -80,9 +78,8 @@ class AccelerateEngine:
 def make_accelerator(device: torch.device, dtype: torch.dtype, **settings: Any) -> Accelerator:
     """accelerate keeps what it knows of the processes for the whole process; here each run starts anew."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    warnings.filterwarnings("ignore", "`torch.distributed.*` is deprecated", FutureWarning)
     return Accelerator(
         mixed_precision="bf16" if dtype == torch.bfloat16 else "no",
         cpu=device.type == "cpu" and "deepspeed_plugin" not in settings,  # with it accelerate passes DeepSpeed over
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)], **settings,
+        **settings,
     )  # fmt: skip

@@ -62,9 +62,9 @@ class Generation(Task):
         return tokens, targets, self.padded(numbers, max(map(len, joined)))
 
     def query(self, row: Row) -> list[int]:
-        """The prompt, cut at its beginning so that the answer fits behind it."""
+        """The prompt, cut at its beginning so that the answer fits behind it; half of the context is for the prompt."""
         ids = chat.encode(self._question(row), self.tokenizer)[0] or [self.tokenizer.eod_id]
-        room = max(1, self.config.model.seq_len - self.settings.max_new_tokens)
+        room = max(self.config.model.seq_len - self.settings.max_new_tokens, self.config.model.seq_len // 2)
         self.cut += len(ids) > room
         return ids[-room:]
 

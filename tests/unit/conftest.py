@@ -1,15 +1,19 @@
-"""A model to speak with: a run folder with a tokenizer and one checkpoint of random weights."""
+"""A model to speak with, and what a refusal looks like on the command line."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from dgpt.checkpoint import Checkpointer, MeshEntry, Meta
+from dgpt.cli import main
 from dgpt.config import parse_config
 from dgpt.data.tokenizer import load_tokenizer, save_tokenizer
 from dgpt.fragments import Fragment
 from dgpt.model.init import build_model
+from dgpt.outcome import MISTAKE
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +33,19 @@ def random_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
                                  config=config.model_dump(mode="json")))  # fmt: skip
     writer.wait()
     return run_dir
+
+
+@pytest.fixture
+def mistake(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """mistake(argument, ...): the message of a command that must be refused."""
+
+    def refused(*arguments: object) -> str:
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == MISTAKE
+        output, errors = capsys.readouterr()
+        assert output == ""
+        assert "Traceback" not in errors
+        assert re.fullmatch(r"dgpt: (?s:.+)\n  rule: .+\n  fix:  .+\n", errors)
+        return errors.removeprefix("dgpt: ")
+
+    return refused

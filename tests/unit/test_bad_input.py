@@ -22,21 +22,6 @@ logging = {{ tensorboard = false }}
 Mistake = Callable[..., str]
 
 
-@pytest.fixture
-def mistake(capsys: pytest.CaptureFixture[str]) -> Mistake:
-    """mistake(argument, ...): the message of a command that must be refused."""
-
-    def refused(*arguments: object) -> str:
-        assert main([str(argument) for argument in arguments]) == MISTAKE
-        output, errors = capsys.readouterr()
-        assert output == ""
-        assert "Traceback" not in errors
-        assert re.fullmatch(r"dgpt: (?s:.+)\n  rule: .+\n  fix:  .+\n", errors)
-        return errors.removeprefix("dgpt: ")
-
-    return refused
-
-
 @pytest.fixture(scope="module")
 def trained(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with run.toml and the finished run run/ of two checkpoints; copy it to change it."""

@@ -16,7 +16,7 @@ from dgpt.config.section import section_of
 from dgpt.outcome import DONE
 
 ROOT = Path(__file__).parents[2]
-VERBS = ("prepare", "pretrain", "submit", "status", "logs", "stop", "save",
+VERBS = ("prepare", "pretrain", "finetune", "predict", "submit", "status", "logs", "stop", "save",
          "generate", "chat", "evaluate", "checkpoint", "export", "import", "convert-pickle", "tensorboard",
          "parity")  # fmt: skip
 
@@ -70,7 +70,7 @@ def test_help_is_quick_it_imports_no_torch() -> None:
         assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("config", sorted((ROOT / "configs").rglob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", sorted((ROOT / "configs/pretrain").rglob("*.toml")), ids=lambda path: path.stem)
 @pytest.mark.parametrize("verb", ["prepare", "pretrain", "parity"])
 def test_printed_settings_are_the_settings(
     config: Path, verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

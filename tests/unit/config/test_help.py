@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel
 
-from dgpt.config import RunConfig, SourceConfig, load_config, settings_help
+from dgpt.config import FinetuneConfig, RunConfig, SourceConfig, load_config, settings_help
 
 
 def settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str | None]]:
@@ -17,7 +17,7 @@ def settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, st
 
 
 def test_every_setting_has_a_description_that_ends_with_a_full_stop() -> None:
-    for path, description in [*settings(RunConfig), *settings(SourceConfig)]:
+    for path, description in [*settings(RunConfig), *settings(SourceConfig), *settings(FinetuneConfig)]:
         assert description, path
         assert description.endswith("."), path
 
@@ -29,6 +29,14 @@ def test_help_shows_every_setting_with_its_default_and_description() -> None:
         assert f"      {description}" in text, path
     assert "optimizer.lr = 0.0006" in text
     assert 'parallel.reduce_dtype = "auto"' in text
+
+
+def test_help_of_fine_tuning_shows_its_settings() -> None:
+    text = settings_help(FinetuneConfig)
+    for path, description in settings(FinetuneConfig):
+        assert f"  {path} = " in text, path
+        assert f"      {description}" in text, path
+    assert "optimizer.lr = 5e-05" in text
 
 
 def test_help_shows_the_settings_of_a_source() -> None:

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dgpt.config import TokenizerConfig
+from dgpt.data.sentencepiece_backend import lossless_proto
 from dgpt.data.tokenizer import Tokenizer, build, load_existing, load_tokenizer, save_tokenizer
 from dgpt.data.tokenizer_training import train_tokenizer
 from dgpt.errors import UserError
@@ -85,6 +86,11 @@ def test_decode_gives_every_text_back_and_special_tokens_are_never_reached(token
     assert not set(ids) & set(tokenizer.special_tokens.values())
 
 
+@pytest.fixture(scope="module")
+def unigram(texts: list[str]) -> Tokenizer:
+    return train_tokenizer(TokenizerConfig(vocab_size=400, model_type="unigram"), texts)
+
+
 def test_special_tokens_have_ids_of_their_own_and_decode_to_their_names(tokenizer: Tokenizer) -> None:
     ids = [tokenizer.special_tokens[name] for name in NAMES]
     assert len(set(ids)) == 3
@@ -96,10 +102,15 @@ def test_special_tokens_have_ids_of_their_own_and_decode_to_their_names(tokenize
 @property_test
 @given(any_text.filter(lambda text: "▁" not in text))
 @example("    return x12 == 3.5\n\n\tfoo_bar(é)  # baren s\n")
-def test_word_by_word_encoding_equals_sentencepiece_on_the_whole_text(bpe: Tokenizer, text: str) -> None:
-    processor = sentencepiece.SentencePieceProcessor(model_proto=bpe._backend.model)
-    assert bpe._backend.cache_chunks
-    assert bpe.encode(text) == processor.encode(text)
+@example("".join(" " * n + "x\n" for n in range(40)))
+def test_word_by_word_encoding_equals_sentencepiece_on_the_whole_text(
+    bpe: Tokenizer, unigram: Tokenizer, text: str
+) -> None:
+    for ours in (bpe, unigram):
+        proto = lossless_proto(ours._backend.model, tuple(ours.special_tokens))
+        processor = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+        assert ours._backend.cache_chunks
+        assert ours.encode(text) == processor.encode(text)
 
 
 def test_batch_and_single_encoding_agree(tokenizer: Tokenizer) -> None:

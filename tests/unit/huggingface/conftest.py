@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from dgpt.checkpoint import Checkpointer, MeshEntry, Meta
-from dgpt.config import ModelConfig, RunConfig
+from dgpt.config import FinetuneConfig, ModelConfig, RunConfig, TaskConfig
 from dgpt.data.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
 from dgpt.fragments import Fragment
 from dgpt.model.gpt import GPT
+from dgpt.model.heads import Classifier, SpanFinder
 from dgpt.parallel.tensor import tp_axis
 
 SMALL = {"n_layer": 2, "n_head": 4, "n_embd": 32, "seq_len": 48}
@@ -26,26 +27,38 @@ def tokenizer(tiny_data: Path) -> Tokenizer:
     return load_tokenizer(tiny_data)
 
 
-def random_weights(config: ModelConfig, seed: int = 0) -> dict[str, Tensor]:
+def random_weights(config: RunConfig | FinetuneConfig) -> dict[str, Tensor]:
     """Every parameter random, biases and norms too: an exchanged or forgotten one shows."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     with torch.device("meta"):
-        shapes = {name: p.shape for name, p in GPT(config).named_parameters()}
-    return {name: torch.randn(shape, generator=generator) * 0.2 + (len(shape) == 1) for name, shape in shapes.items()}
+        model = GPT(config.model)
+        if isinstance(config, FinetuneConfig) and config.task.kind == "classification":
+            model = Classifier(model, len(config.task.labels))
+        elif isinstance(config, FinetuneConfig) and config.task.kind == "extractive_qa":
+            model = SpanFinder(model)
+    return {name: torch.randn(p.shape, generator=generator) * 0.2 + (p.dim() == 1)
+            for name, p in model.named_parameters()}  # fmt: skip
 
 
 @pytest.fixture(scope="session")
 def make_run(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
-    """make_run(tp=1, tokenizer=None, **model settings): a run folder with a checkpoint that `tp` ranks wrote."""
+    """make_run(tp=1, task=None, **model settings): a run folder with a checkpoint that `tp` ranks wrote.
 
-    def make(tp: int = 1, tokenizer: Tokenizer = tokenizer, **settings: Any) -> Path:
+    task: of a fine-tuned model. weights: function from settings to what is stored, by name; random ones by default.
+    """
+
+    def make(tp: int = 1, task: TaskConfig | None = None, weights: Any = random_weights, **settings: Any) -> Path:
+        lora = settings.pop("finetune", {})
         model = ModelConfig.model_validate({**SMALL, "vocab_size": tokenizer.vocab_size, **settings})
-        return save_run(tmp_path_factory.mktemp("run"), RunConfig(model=model), tokenizer, tp, random_weights(model))
+        config = FinetuneConfig(model=model, task=task, **lora) if task else RunConfig(model=model)
+        return save_run(tmp_path_factory.mktemp("run"), config, tokenizer, tp, weights(config))
 
     return make
 
 
-def save_run(run: Path, config: RunConfig, tokenizer: Tokenizer, tp: int, weights: dict[str, Tensor]) -> Path:
+def save_run(
+    run: Path, config: RunConfig | FinetuneConfig, tokenizer: Tokenizer, tp: int, weights: dict[str, Tensor]
+) -> Path:
     (run / "tokenizer").mkdir()
     save_tokenizer(tokenizer, run / "tokenizer")
     mesh = MeshEntry(world_size=tp, dp_size=1, tp=tp, zero_stage=0)
