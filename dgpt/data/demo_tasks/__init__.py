@@ -11,15 +11,15 @@ from pathlib import Path
 
 from dgpt.data.demo_tasks.example import HELD_OUT, Example, held_out, number_of
 from dgpt.data.demo_tasks.questions import questions
-from dgpt.data.demo_tasks.statements import next_statements
 from dgpt.data.demo_tasks.summaries import conversations, prompts
+from dgpt.data.demo_tasks.tokens import next_tokens
 from dgpt.errors import UserError
 
 FILES = ("train.jsonl", "validation.jsonl")
 KINDS: Mapping[str, Callable[[], Iterable[Example]]] = {
     "generation": prompts,  # what a function does, from its signature
     "chat": conversations,  # the same as messages
-    "classification": next_statements,  # which kind of statement follows these lines
+    "classification": next_tokens,  # which kind of token comes next
     "extractive_qa": questions,  # on a function, answered by a piece of its source
 }
 
