@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dgpt.checkpoint.find import Found
 from dgpt.checkpoint.whole import read_tensor
@@ -33,7 +33,13 @@ def apply(model: GPT, config: FinetuneConfig) -> Any:
                 digest = hashlib.sha256(f"{config.seed}/{name}".encode()).digest()
                 generator = torch.Generator(parameter.device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
                 parameter.uniform_(-(parameter.size(1) ** -0.5), parameter.size(1) ** -0.5, generator=generator)
+    model.wte.register_forward_hook(_ask_for_gradients)
     return adapted
+
+
+def _ask_for_gradients(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    """Of the frozen embedding: a block that is recomputed in backward gives none unless its input wants them."""
+    return output.requires_grad_() if torch.is_grad_enabled() else output
 
 
 def peft_config(model: GPT, config: FinetuneConfig) -> Any:

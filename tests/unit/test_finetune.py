@@ -242,3 +242,24 @@ def test_a_fine_tuned_model_writes_and_is_a_base_itself(
     assert weights.keys() == before.keys()
     changed = {name for name in weights if not torch.equal(weights[name], before[name])}
     assert changed == {f"blocks.{i}.attn.{n}.weight" for i in range(2) for n in ("q", "k", "v", "proj")}
+
+
+@pytest.mark.parametrize("policy", ["full", "selective"])
+def test_updates_learn_the_same_where_blocks_are_recomputed(
+    random_run: Path, echoes: Path, tmp_path: Path, policy: str
+) -> None:
+    """The embedding is frozen, so that nothing before the first block asks for gradients."""
+    curves = []
+    for name in ("none", policy):
+        run = tmp_path / name
+        settings = [
+            "lora.rank=2",
+            "training.steps=3",
+            "logging.every_steps=1",
+            f"activation_checkpointing.policy={name}",
+        ]
+        where = [f"base={random_run}", f"data.path={echoes}", f"run_dir={run}"]
+        assert finetune(tmp_path, *where, *QUICK, *settings) == DONE
+        curves.append([(row["loss/train"], row["optimizer/grad_norm"]) for row in read_rows(run / "metrics.jsonl")])
+    assert curves[0] == curves[1]
+    assert all(norm for _, norm in curves[0] if norm is not None)
