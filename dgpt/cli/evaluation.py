@@ -3,14 +3,14 @@
 import argparse
 from pathlib import Path
 
-from dgpt import evaluation_verbs, generation_verbs
 from dgpt.cli.options import CHECKPOINT, Verbs, add_verb, positive, with_nproc
 from dgpt.storage import place
+from dgpt.verbs import evaluation, generation
 
 
 def _generate(subparsers: Verbs) -> None:
     text = "continue prompts with a trained model, from a checkpoint of any topology"
-    parser = add_verb(subparsers, "generate", generation_verbs.generate, text)
+    parser = add_verb(subparsers, "generate", generation.generate, text)
     _with_model(parser)
     parser.add_argument("prompts", metavar="PROMPT", nargs="*", help="text to continue (none: start a new document)")
     parser.set_defaults(list_name="prompts")
@@ -27,7 +27,7 @@ def _generate(subparsers: Verbs) -> None:
 
 def _chat(subparsers: Verbs) -> None:
     text = "talk to an instruction-tuned model in the terminal; piped input is answered line by line"
-    parser = add_verb(subparsers, "chat", generation_verbs.chat, text)
+    parser = add_verb(subparsers, "chat", generation.chat, text)
     _with_model(parser)
     parser.add_argument("--system", default="", metavar="TEXT", help="instructions that hold for all that follows")
     _with_sampling(parser, max_new_tokens=512)
@@ -35,7 +35,7 @@ def _chat(subparsers: Verbs) -> None:
 
 def _evaluate(subparsers: Verbs) -> None:
     text = "loss, perplexity and bits per byte of a text under a model; a fine-tuned model's task; harness tasks"
-    parser = add_verb(subparsers, "evaluate", evaluation_verbs.evaluate, text)
+    parser = add_verb(subparsers, "evaluate", evaluation.evaluate, text)
     _with_model(parser)
     add = parser.add_argument
     data = "a prepared folder, a text, JSONL or Parquet file, or a task file (default: the data of the model's run)"

@@ -4,9 +4,9 @@ import argparse
 import re
 from pathlib import Path
 
-from dgpt import huggingface_verbs
 from dgpt.cli.options import CHECKPOINT, Verbs, add_verb
 from dgpt.storage import place
+from dgpt.verbs import huggingface
 
 UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3}
 
@@ -22,7 +22,7 @@ def _size(text: str) -> int:
 
 def _export(subparsers: Verbs) -> None:
     text = "write a model with its tokenizer to one folder, for transformers or for dgpt"
-    parser = add_verb(subparsers, "export", huggingface_verbs.export, text)
+    parser = add_verb(subparsers, "export", huggingface.export, text)
     parser.add_argument("source", type=place, metavar="PATH", help=CHECKPOINT)
     parser.add_argument("output", type=place, metavar="FOLDER", help="a new folder or URL")
     parser.add_argument("--format", choices=("huggingface", "dgpt"), default="huggingface",
@@ -34,7 +34,7 @@ def _export(subparsers: Verbs) -> None:
 
 def _import(subparsers: Verbs) -> None:
     text = "make a model of dgpt from a folder of transformers (GPT-2 or Llama, safetensors)"
-    parser = add_verb(subparsers, "import", huggingface_verbs.import_, text)
+    parser = add_verb(subparsers, "import", huggingface.import_, text)
     parser.add_argument("source", type=Path, metavar="HF_FOLDER", help="with config.json, tokenizer.json, safetensors")
     parser.add_argument("output", type=place, metavar="FOLDER", help="a new folder or URL")
 
@@ -43,7 +43,7 @@ def _convert_pickle(subparsers: Verbs) -> None:
     text = "copy a folder of transformers with its pickled weights (.bin) as safetensors, which no other verb reads"
     note = ("A pickle can run any code. It is opened by torch.load(weights_only=True), which accepts tensors alone,\n"
             "in a process of its own, without network, other programs, or more memory than weights need.")  # fmt: skip
-    parser = add_verb(subparsers, "convert-pickle", huggingface_verbs.convert_pickle, text, note)
+    parser = add_verb(subparsers, "convert-pickle", huggingface.convert_pickle, text, note)
     parser.add_argument("source", type=Path, metavar="HF_FOLDER", help="with pytorch_model.bin, or shards of it")
     parser.add_argument("output", type=Path, metavar="FOLDER", help="a new folder")
 

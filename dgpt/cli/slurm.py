@@ -3,16 +3,16 @@
 import argparse
 from pathlib import Path
 
-from dgpt import doctor_verbs, slurm_verbs
 from dgpt.cli.options import Command, Verbs, add_verb, positive, with_config
 from dgpt.kinds import KINDS
+from dgpt.verbs import doctor, slurm
 
 AFTER = "options of the verb itself stand after --, as in: dgpt submit MODEL --verb VERB -- --option value"
 
 
 def _submit(subparsers: Verbs) -> None:
     text = "check a run against its topology and give it to Slurm; it saves before the time limit and goes on by itself"
-    parser = add_verb(subparsers, "submit", slurm_verbs.submit, text, AFTER)
+    parser = add_verb(subparsers, "submit", slurm.submit, text, AFTER)
     with_config(parser)
     parser.add_argument("--verb", choices=tuple(KINDS), default="pretrain", help="what to run (pretrain)")
     parser.add_argument("--nodes", type=positive, default=1, metavar="N", help="default: 1")
@@ -39,7 +39,7 @@ def _run_verb(subparsers: Verbs, name: str, command: Command, text: str) -> argp
 
 def _doctor(subparsers: Verbs) -> None:
     text = "examine this machine, or all nodes of the allocation that it is run in: fit to train?"
-    parser = add_verb(subparsers, "doctor", doctor_verbs.doctor, text)
+    parser = add_verb(subparsers, "doctor", doctor.doctor, text)
     parser.add_argument("config", metavar="RUN.toml", nargs="?", help="the run whose folder and settings are examined")
     parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="settings that replace the file's")
     parser.add_argument("--verb", choices=tuple(name for name, kind in KINDS.items() if kind.load), default="pretrain",
@@ -49,24 +49,24 @@ def _doctor(subparsers: Verbs) -> None:
 
 def _status(subparsers: Verbs) -> None:
     text = "what a run is doing, why it waits, what ended it"
-    parser = _run_verb(subparsers, "status", slurm_verbs.show_status, text)
+    parser = _run_verb(subparsers, "status", slurm.show_status, text)
     parser.add_argument("--watch", action="store_true", help="look again every few seconds")
 
 
 def _logs(subparsers: Verbs) -> None:
     text = "what the ranks of a job wrote"
-    parser = _run_verb(subparsers, "logs", slurm_verbs.show_logs, text)
+    parser = _run_verb(subparsers, "logs", slurm.show_logs, text)
     parser.add_argument("--rank", type=int, metavar="R", help="of this rank alone")
     parser.add_argument("--restart", type=int, metavar="R", help="of this start, from 0 (default: the newest)")
     parser.add_argument("--follow", action="store_true", help="go on with what they write, until the run ends")
 
 
 def _stop(subparsers: Verbs) -> None:
-    _run_verb(subparsers, "stop", slurm_verbs.stop, "let a run save and end, or cancel it while it waits")
+    _run_verb(subparsers, "stop", slurm.stop, "let a run save and end, or cancel it while it waits")
 
 
 def _save(subparsers: Verbs) -> None:
-    _run_verb(subparsers, "save", slurm_verbs.save, "let a run save a checkpoint now, and go on")
+    _run_verb(subparsers, "save", slurm.save, "let a run save a checkpoint now, and go on")
 
 
 ADDERS = (_submit, _doctor, _status, _logs, _stop, _save)

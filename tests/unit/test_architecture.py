@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2] / "dgpt"
-ENTRYPOINTS = {"cli", "verbs", "pretrain", "setup", "resume", "changes", "preview", "generate", "pulse",
-               "export", "chat", "generation_verbs", "evaluate", "evaluation_verbs", "harness", "checkpoint_verbs",
-               "submit", "submit_checks", "slurm_verbs", "doctor_verbs", "huggingface_verbs", "run", "start",
-               "finetune", "finetuned", "finetune_setup", "finetune_verbs", "lora", "predict"}  # fmt: skip
+ENTRYPOINTS = {"cli", "verbs", "pretrain", "setup", "resume", "changes", "preview", "generate", "pulse", "run", "start",
+               "export", "chat", "evaluate", "harness", "submit", "submit_checks", "finetune", "finetuned",
+               "finetune_setup", "lora", "predict"}  # fmt: skip
 ALLOWED = {
     "errors": set(),
     "fragments": set(),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dgpt import outcome
 from dgpt.errors import UserError
-from dgpt.verbs import start_processes
+from dgpt.verbs.training import start_processes
 
 if TYPE_CHECKING:
     import torch

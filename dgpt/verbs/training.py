@@ -1,4 +1,4 @@
-"""What each verb does with its options. Heavy imports happen in the verb, so that `dgpt --help` is quick."""
+"""Preparing and pretraining, curves and parity."""
 
 import sys
 from argparse import Namespace

@@ -5,7 +5,7 @@ from argparse import Namespace
 from dgpt import outcome
 from dgpt.config import FinetuneConfig
 from dgpt.errors import UserError
-from dgpt.verbs import start_processes
+from dgpt.verbs.training import start_processes
 
 
 def finetune(config: FinetuneConfig, options: Namespace) -> int:
