@@ -156,11 +156,11 @@ def test_prompts_from_a_file_follow_those_of_the_command_line(folder: Path, caps
     ] * 3
 
 
-def test_evaluate_starts_processes_and_prints_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, output, _ = dgpt(folder, "evaluate", "whole", "--nproc", "2", "--limit", "9", "--json")
+def test_evaluate_starts_processes_and_prints_once(folder: Path) -> None:
+    command = ("evaluate", "whole", "--limit", "9", "--json")
+    (code, said, _), (_, alone, _) = dgpt(folder, *command, "--nproc", "2"), dgpt(folder, *command)
     assert code == DONE
-    assert main(["evaluate", str(folder / "whole"), "--limit", "9", "--json"]) == DONE
-    two, one = json.loads(output), json.loads(capsys.readouterr().out)
+    two, one = json.loads(said), json.loads(alone)
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
     assert (two["tokens"], two["step"]) == (one["tokens"], STEPS)
 
