@@ -85,7 +85,8 @@ def _call(rank: int, module: str, name: str, world: int, store: str, kwargs: dic
 
     from dgpt.runtime import Runtime
 
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), DS_ACCELERATOR="cpu")
+    ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    os.environ.update(ranks, OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu")
     function = getattr(importlib.import_module(module), name)
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
