@@ -110,7 +110,7 @@ def test_jobs_on_the_same_nodes_do_not_meet_and_a_run_folder_has_one_job(
     other = submit(cluster, runs, "other", options=together)
     assert second.end() == "FAILED"
     assert second.record()["ExitCode"] == "2:0"
-    assert f"is in use by job {long.id}, which is running" in second.text()
+    assert f"is in use by job {long.number}, which is running" in second.text()
     assert [event["event"] for event in long.events()].count("stop") == 0
     assert other.end() == "COMPLETED", other.tail()
     assert_same_run(other.run_dir, undisturbed.run_dir)
