@@ -42,7 +42,7 @@ def end_of(verdicts: Mapping[str, Verdict], nodes: Sequence[str], srun_code: int
     if failures := sorted((word for word in words if word.exit_code == FAILED), key=lambda word: word.time):
         first = failures[0]
         text = f"{first.text}\n{lost}".rstrip()
-        suspects = silent or ((first.node,) if _NODE.search(first.text) else ())
+        suspects = silent or ((first.node,) if first.node and _NODE.search(first.text) else ())
         return End(FAILED, text, suspects, any(word.final for word in failures))
     if silent or srun_code != 0:
         interrupted = next((word.text for word in words if word.text), "")
