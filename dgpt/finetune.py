@@ -13,7 +13,7 @@ from dgpt import runtime as processes
 from dgpt.checkpoint.best import write_best
 from dgpt.checkpoint.files import step_folder
 from dgpt.config import FinetuneConfig
-from dgpt.finetune_setup import FinetuneSetup, check
+from dgpt.finetune_setup import FinetuneSetup, check, trained_parameters
 from dgpt.finetuned import new_model
 from dgpt.generate import choose
 from dgpt.lease import Lease
@@ -66,11 +66,7 @@ class Finetuning(Run):
     @classmethod
     def trained_parameters(cls, setup: Setup) -> int:
         assert isinstance(setup, FinetuneSetup)
-        model, rank = setup.config.model, setup.config.lora.rank
-        if not rank:
-            return parameter_count(model)
-        widest = max(model.n_embd, model.ff_width)
-        return model.n_layer * len(setup.config.lora.targets) * rank * (model.n_embd + widest)
+        return trained_parameters(setup.config)
 
     def build_engine(self) -> AccelerateEngine | AccelerateZeroEngine:
         """Base -> head of the task -> LoRA -> activation checkpointing -> optimizer and processes."""
