@@ -77,7 +77,7 @@ def base_of(config: FinetuneConfig) -> Found:
 
 
 def trained_parameters(config: FinetuneConfig) -> int:
-    """Elements of what a checkpoint holds, at most; `config` with the model of the base."""
+    """Elements of what a checkpoint holds, but for the head of the task; `config` has the model of the base."""
     model, rank = config.model, config.lora.rank
     if not rank:
         return parameter_count(model)

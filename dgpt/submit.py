@@ -86,9 +86,9 @@ def plan(settings: LoopConfig | None, wish: Wish) -> Plan:
 
 def check_simple(wish: Wish) -> None:
     """Raises UserError for options that mean something to a run that trains alone."""
-    given = {"--nodes": wish.nodes, "--chain": wish.chain, "--nproc": wish.ranks // wish.nodes}
-    if "gpus-per-node" in wish.options:
-        del given["--nproc"]
+    given = {"--nodes": wish.nodes, "--chain": wish.chain, "--signal-lead": wish.lead_seconds or 0}
+    if "gpus-per-node" not in wish.options:
+        given["--nproc"] = wish.processes_per_node
     for name, number in given.items():
         if number > 1:
             raise UserError(

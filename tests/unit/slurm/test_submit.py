@@ -241,5 +241,5 @@ def test_an_evaluation_keeps_its_own_options(run_file: str, fake) -> None:
     assert main(["submit", "my run/checkpoints/step_00000010", "--verb", "evaluate", "--", "a b", "--json"]) == DONE
     assert "set -- 'my run/checkpoints/step_00000010' 'a b' --json\n" in Path("my run/slurm/job_41.sbatch").read_text()
     assert run_folder("s3://bucket/model") == Path("evaluations")
-    for unheard in (["--nproc", "2"], ["--chain", "2"], ["--nodes", "2"]):
+    for unheard in (["--nproc", "2"], ["--chain", "2"], ["--nodes", "2"], ["--signal-lead", "99"]):
         assert main(["submit", "my run", "--verb", "evaluate", *unheard]) == MISTAKE
