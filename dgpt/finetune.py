@@ -13,7 +13,7 @@ from dgpt import runtime as processes
 from dgpt.checkpoint.best import write_best
 from dgpt.checkpoint.files import step_folder
 from dgpt.config import FinetuneConfig
-from dgpt.finetune_setup import FinetuneSetup, check
+from dgpt.finetune_setup import FinetuneSetup, check, trained_parameters
 from dgpt.finetuned import new_model
 from dgpt.generate import choose
 from dgpt.lease import Lease
@@ -66,11 +66,7 @@ class Finetuning(Run):
     @classmethod
     def trained_parameters(cls, setup: Setup) -> int:
         assert isinstance(setup, FinetuneSetup)
-        model, rank = setup.config.model, setup.config.lora.rank
-        if not rank:
-            return parameter_count(model)
-        widest = max(model.n_embd, model.ff_width)
-        return model.n_layer * len(setup.config.lora.targets) * rank * (model.n_embd + widest)
+        return trained_parameters(setup.config)
 
     def build_engine(self) -> AccelerateEngine | AccelerateZeroEngine:
         """Base -> head of the task -> LoRA -> activation checkpointing -> optimizer and processes."""
@@ -114,12 +110,13 @@ class Finetuning(Run):
             queries = held_out.queries[self.mesh.dp_rank :: self.mesh.dp_size]
             mine = list(self._heard(task.answers(model, queries, self.setup.plan.micro_batch_size)))
         model.train()
-        shares = self.runtime.gather(mine)
-        answers = [shares[i % len(shares)][i // len(shares)] for i in range(len(held_out.queries))]
-
-        if self.runtime.is_main and answers and (picture := task.picture(held_out.golds, answers)) is not None:
-            self._show(picture, done)
-        return self.runtime.on_main(lambda: task.scores(held_out.golds, answers) if answers else {})
+        self.pulse.enter(done, "evaluate")  # ahead of the ranks that it waits for
+        with self.pulse.patient():
+            shares = self.runtime.gather(mine)
+            answers = [shares[i % len(shares)][i // len(shares)] for i in range(len(held_out.queries))]
+            if self.runtime.is_main and answers and (picture := task.picture(held_out.golds, answers)) is not None:
+                self._show(picture, done)
+            return self.runtime.on_main(lambda: task.scores(held_out.golds, answers) if answers else {})
 
     def _heard(self, answers: Iterable[Answer]) -> Iterator[Answer]:
         """The same, with a sign of life at each: some take longer than others."""
@@ -148,12 +145,10 @@ class Finetuning(Run):
         self.settled()  # before the next save may prune
         super().save(done, loss)
 
-    def run(self) -> int:
-        """Also writes the updates of LoRA to run_dir/adapter, as `peft` reads them: of the best checkpoint."""
-        code = super().run()
+    def conclude(self) -> None:
+        """Write the updates of LoRA to run_dir/adapter, as `peft` reads them: of the best checkpoint."""
         if self.adapted is not None and self.runtime.is_main:
             lora.write_adapter(choose(self.run_dir), self.engine.model, self.config, self.run_dir / lora.FOLDER)
-        return code
 
     def goodbye(self, done: int) -> str:
         early = done < self.config.training.steps

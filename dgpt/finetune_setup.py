@@ -13,6 +13,7 @@ from dgpt.config import BatchPlan, FinetuneConfig, ModelConfig, batch_plan, flat
 from dgpt.errors import UserError
 from dgpt.finetuned import hash_of, open_base
 from dgpt.generate import tokenizer_of
+from dgpt.model.flops import parameter_count
 from dgpt.parallel.mesh import ParallelDims
 from dgpt.runtime import Runtime
 from dgpt.setup import Setup, check_local, check_writable, compute_dtype
@@ -49,11 +50,10 @@ class FinetuneSetup(Setup):
 def check(config: FinetuneConfig, runtime: Runtime) -> FinetuneSetup:
     """Open the base, read and tokenise all examples, make the run folder. Raises UserError for what cannot work."""
     check_local(config.run_dir)
-    _check_processes(config, runtime)
+    check_processes(config, runtime.world_size)
     dims = ParallelDims(runtime.world_size, 1)
     plan = batch_plan(config, dims.dp)
-    earlier = _earlier(config)
-    base = open_base(_with_earlier_base(config, earlier))
+    earlier, base = _earlier(config), base_of(config)
     tokenizer = tokenizer_of(base)
     splits = read_splits(config.data)
     config = _resolved(config, base, splits)
@@ -71,8 +71,22 @@ def check(config: FinetuneConfig, runtime: Runtime) -> FinetuneSetup:
                          len(examples), notes)  # fmt: skip
 
 
-def _check_processes(config: FinetuneConfig, runtime: Runtime) -> None:
-    if config.parallel.zero_stage and runtime.world_size == 1:
+def base_of(config: FinetuneConfig) -> Found:
+    """The checkpoint that a run begins with, or began with. Raises UserError if it cannot be opened."""
+    return open_base(_with_earlier_base(config, _earlier(config)))
+
+
+def trained_parameters(config: FinetuneConfig) -> int:
+    """Elements of what a checkpoint holds, but for the head of the task; `config` has the model of the base."""
+    model, rank = config.model, config.lora.rank
+    if not rank:
+        return parameter_count(model)
+    return model.n_layer * len(config.lora.targets) * rank * (model.n_embd + max(model.n_embd, model.ff_width))
+
+
+def check_processes(config: FinetuneConfig, world_size: int) -> None:
+    """Raises UserError for what so many processes cannot do."""
+    if config.parallel.zero_stage and world_size == 1:
         raise UserError(f"parallel.zero_stage = {config.parallel.zero_stage} with one process",
                         rule="DeepSpeed shards over several processes",
                         fix="start with `--nproc 2` or more, or set parallel.zero_stage=0")  # fmt: skip

@@ -3,6 +3,8 @@ start, compile, allocate and connect; then not."""
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dgpt import runtime as processes
@@ -25,6 +27,7 @@ class Pulse:
         heartbeat = Heartbeat(heartbeat_folder(), identity, self._patience)
         self.enter, self.alive, self._end = heartbeat.enter, heartbeat.alive, heartbeat.end
         self._began: float | None = None
+        self._timeout: float = first  # of a collective, seconds
 
     def begin(self) -> None:
         """The first step begins."""
@@ -41,4 +44,15 @@ class Pulse:
             return
         seconds, self._began = time.monotonic() - self._began, None
         self._patience.first_step(seconds)
-        processes.set_timeout(max(self._parallel.timeout_seconds, STEPS_OF_PATIENCE * seconds))
+        self._timeout = max(self._parallel.timeout_seconds, STEPS_OF_PATIENCE * seconds)
+        processes.set_timeout(self._timeout)
+
+    @contextmanager
+    def patient(self) -> Iterator[None]:
+        """Collectives in it have as long as in the first step: the ranks come from work that takes them different
+        times. Whoever hangs in that is found by its signs of life."""
+        processes.set_timeout(max(self._timeout, self._parallel.first_step_timeout_seconds))
+        try:
+            yield
+        finally:
+            processes.set_timeout(self._timeout)

@@ -148,6 +148,7 @@ class Run:
                     done = train(self.config, self.engine, self._work(), self.monitor, self.stopper, profiler,
                                  timings, self.start_step)  # fmt: skip
         code = self._say_goodbye(done)
+        self.conclude()
         self.pulse.end()
         return code
 
@@ -171,6 +172,9 @@ class Run:
 
     def settled(self) -> None:
         """Called when a save may have ended, with `checkpointer.saved_step` as it is now."""
+
+    def conclude(self) -> None:
+        """The last thing that a run does, when all is saved; on every rank."""
 
     def _work(self) -> Work:
         return Work(

@@ -128,7 +128,7 @@ def identify() -> Runtime:
         device = torch.device("cpu")
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         keep_freed_memory()
-    if world_size > 1:
+    if world_size > 1 or launched():
         die_with_parent()
     return Runtime(rank(), local_rank, world_size, device)
 

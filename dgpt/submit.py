@@ -67,9 +67,8 @@ class Plan:
 def plan(settings: LoopConfig | None, wish: Wish) -> Plan:
     """Everything that can be known before the job starts. settings: None for a verb on a model. Raises UserError."""
     check_array(wish.options.get("array", ""))
-    if wish.nodes > 1 and not wish.trains:
-        raise UserError(f"--nodes = {wish.nodes} with --verb {wish.verb}", rule=f"{wish.verb} runs on one node",
-                        fix="leave --nodes away")  # fmt: skip
+    if not wish.trains:
+        check_simple(wish)
     if settings is None:
         return Plan(wish, run_folder(wish.arguments[0]), 0, Choice((), (), ""))
     from dgpt.submit_checks import check, lead
@@ -83,6 +82,20 @@ def plan(settings: LoopConfig | None, wish: Wish) -> Plan:
     left_out = exclude.for_submission(run_dir, wish.options.get("exclude", ""), wish.options.get("partition", ""),
                                       wish.nodes, settings.slurm)  # fmt: skip
     return Plan(wish, run_dir, seconds, left_out, notes)
+
+
+def check_simple(wish: Wish) -> None:
+    """Raises UserError for options that mean something to a run that trains alone."""
+    given = {"--nodes": wish.nodes, "--chain": wish.chain, "--signal-lead": wish.lead_seconds or 0}
+    if "gpus-per-node" not in wish.options:
+        given["--nproc"] = wish.processes_per_node
+    for name, number in given.items():
+        if number > 1:
+            raise UserError(
+                f"{name} = {number} with --verb {wish.verb}",
+                rule=f"{wish.verb} is one job on one node",
+                fix=f"leave {name} away" + "; after -- it is the verb's own" * (wish.verb == "evaluate"),
+            )
 
 
 def run_folder(model: str) -> Path:

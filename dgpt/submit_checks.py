@@ -5,9 +5,11 @@ from pathlib import Path
 
 import torch
 
-from dgpt.config import LoopConfig, RunConfig, batch_plan
+from dgpt.checkpoint.compatible import read_config
+from dgpt.config import FinetuneConfig, LoopConfig, RunConfig, batch_plan
 from dgpt.data.shards import open_split
 from dgpt.errors import UserError
+from dgpt.finetune_setup import base_of, check_processes, trained_parameters
 from dgpt.model.flops import parameter_count
 from dgpt.parallel.engine import check_engine
 from dgpt.parallel.mesh import ParallelDims
@@ -22,19 +24,18 @@ UNKNOWN_STEP_SECONDS = 30.0
 
 
 def check(settings: LoopConfig, wish: Wish) -> tuple[LoopConfig, tuple[str, ...]]:
-    """The settings with what the data says, and what was found, for people. Raises UserError for what cannot work."""
+    """The settings with what the data or the base says, and what was found, for people. Raises UserError for what
+    cannot work."""
     check_local(settings.run_dir)
-    found: list[str] = []
     if isinstance(settings, RunConfig) and wish.trains:
         settings = _check_pretraining(settings, wish)
-        found.append(_batch(settings, wish))
-    elif wish.trains:
-        found += _check_batch(settings, wish)
+    elif isinstance(settings, FinetuneConfig):
+        settings = _check_finetuning(settings, wish)
     check_writable(Path(settings.run_dir))
-    if isinstance(settings, RunConfig) and wish.trains:
-        check_space(settings, parameter_count(settings.model))
-        found.append(_space(settings))
-    return settings, tuple(found)
+    if not wish.trains:
+        return settings, ()
+    check_space(settings, _trained(settings))
+    return settings, (_batch(settings, wish), _space(settings))
 
 
 def _check_pretraining(config: RunConfig, wish: Wish) -> RunConfig:
@@ -58,27 +59,32 @@ def _check_tp(config: RunConfig, wish: Wish) -> None:
         )
 
 
-def _check_batch(settings: LoopConfig, wish: Wish) -> list[str]:
-    """Of a run that is data parallel alone."""
-    total, micro = settings.training.global_batch_size, settings.training.micro_batch_size
-    if total % (micro * wish.ranks):
-        raise UserError(
-            f"training.global_batch_size = {total} does not divide over {wish.ranks} ranks x micro_batch_size {micro}",
-            rule="every rank has the same number of micro batches in a step",
-            fix=f"set training.global_batch_size to a multiple of {micro * wish.ranks}",
-        )
-    return [f"batch: {total} sequences = {wish.ranks} ranks x {micro} x {total // (micro * wish.ranks)} micro steps"]
+def _check_finetuning(config: FinetuneConfig, wish: Wish) -> FinetuneConfig:
+    """The config with the model of its base, if that is there: another job may make it."""
+    check_processes(config, wish.ranks)
+    batch_plan(config, wish.ranks)
+    if not wish.options.get("dependency") or Path(config.base).exists():
+        return config.model_copy(update={"model": read_config(base_of(config)).model})
+    return config
 
 
-def _batch(config: RunConfig, wish: Wish) -> str:
-    plan = batch_plan(config, ParallelDims(wish.ranks, config.parallel.tp).dp)
+def _trained(settings: LoopConfig) -> int:
+    """Elements of what a checkpoint holds."""
+    if isinstance(settings, FinetuneConfig):
+        return trained_parameters(settings)
+    return parameter_count(settings.model)
+
+
+def _batch(settings: LoopConfig, wish: Wish) -> str:
+    tp = settings.parallel.tp if isinstance(settings, RunConfig) else 1
+    plan = batch_plan(settings, wish.ranks // tp)
     return (f"batch: {plan.global_batch_size} sequences = dp {plan.dp_size} x {plan.micro_batch_size} x "
-            f"{plan.grad_accum_steps} micro steps, tp {config.parallel.tp}")  # fmt: skip
+            f"{plan.grad_accum_steps} micro steps, tp {tp}")  # fmt: skip
 
 
-def _space(config: RunConfig) -> str:
-    size, free = CHECKPOINT_BYTES * parameter_count(config.model), shutil.disk_usage(config.run_dir).free
-    kept = config.checkpoint.keep_last
+def _space(settings: LoopConfig) -> str:
+    size, free = CHECKPOINT_BYTES * _trained(settings), shutil.disk_usage(settings.run_dir).free
+    kept = settings.checkpoint.keep_last
     short = "; not enough for them all" * (free < size * (kept + 1))
     return f"disk: {size_text(free)} free, a checkpoint takes {size_text(size)}, {kept} are kept{short}"
 
@@ -101,5 +107,5 @@ def pace(settings: LoopConfig, wish: Wish) -> Pace:
 
 
 def _estimated_save(settings: LoopConfig, nodes: int) -> tuple[float, str]:
-    size = CHECKPOINT_BYTES * parameter_count(settings.model)
+    size = CHECKPOINT_BYTES * _trained(settings)
     return size / nodes / WRITE_BYTES_PER_SECOND, f"estimated for {size_text(size)} at 200 MB/s on each node"

@@ -26,7 +26,7 @@ from dgpt.config.schema import (
     TrainingConfig,
     WaitingConfig,
 )
-from dgpt.config.section import Fraction, NotNegative, Positive, Section
+from dgpt.config.section import FolderName, Fraction, NotNegative, Positive, Section
 from dgpt.config.task import TaskConfig, TaskDataConfig
 
 LINEAR_LAYERS = ("attn.q", "attn.k", "attn.v", "attn.proj", "mlp.up", "mlp.gate", "mlp.down")
@@ -103,7 +103,7 @@ class BestConfig(Section):
 class FinetuneConfig(Section):
     verb: ClassVar[str] = "finetune"
 
-    run_dir: str = "runs/finetune"
+    run_dir: FolderName = "runs/finetune"
     """Folder of this run: config, checkpoints, metrics, logs."""
     base: str = ""
     """The trained model: a run folder, a checkpoint or an export; `dgpt import` makes an export of other models."""

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -61,7 +62,8 @@ class Batch:
             if (refusal := self._begin(start)) is not None:
                 return refusal
             end = self._unfit(start) or self._ranks(start)
-            decision = policy.decide(end, self._facts(end))
+            facts = self._facts(end)
+            decision, end = policy.decide(end, facts), replace(end, suspects=policy.blamed(end, facts))
             self._record("stop", start, decision.reason, decision.code, end, decision.ends_chain)
             if decision.action != "again":
                 return self._leave(end, decision)

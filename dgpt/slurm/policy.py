@@ -15,6 +15,10 @@ LAST_MOMENT_SECONDS = 20.0  # before the end of a job
 _NODE = re.compile(
     r"was killed by|CUDA (?!out of memory)|NCCL|cu(DNN|BLAS)|ECC|Input/output error|Stale file handle|hang: "
 )
+# What began on the node that says it. The others wait for that rank and are killed by srun, and may leave no word; of a
+# node that is lost they say connection, NCCL or SIGABRT (from NCCL's watchdog).
+_BEGAN_HERE = re.compile(r"was killed by SIG(?!ABRT|TERM)|CUDA (?!out of memory)|ECC|hang: ")
+REQUEUED = "requeued"
 SILENT = """{nodes} left no word: the launcher there was killed, or the node was lost"""
 
 
@@ -41,9 +45,11 @@ def end_of(verdicts: Mapping[str, Verdict], nodes: Sequence[str], srun_code: int
     lost = SILENT.format(nodes=", ".join(silent)) if silent else ""
     if failures := sorted((word for word in words if word.exit_code == FAILED), key=lambda word: word.time):
         first = failures[0]
-        text = f"{first.text}\n{lost}".rstrip()
-        suspects = silent or ((first.node,) if _NODE.search(first.text) else ())
-        return End(FAILED, text, suspects, any(word.final for word in failures))
+        own = (first.node,) if first.node and _NODE.search(first.text) else ()
+        final = any(word.final for word in failures)
+        if _BEGAN_HERE.search(first.text):
+            return End(FAILED, first.text, own, final)
+        return End(FAILED, f"{first.text}\n{lost}".rstrip(), silent or own, final)
     if silent or srun_code != 0:
         interrupted = next((word.text for word in words if word.text), "")
         said = "srun did not end" if srun_code is None else f"srun ended with {srun_code}"
@@ -88,6 +94,12 @@ def decide(end: End, facts: Facts) -> Decision:
     return _go_on(end, facts, _what(end, facts.stopped_by))
 
 
+def blamed(end: End, facts: Facts) -> tuple[str, ...]:
+    """Nodes that the failure came from. Nobody where Slurm ended the job: ranks that it kills before they have saved
+    leave no word either. A job that it requeues may have lost a node."""
+    return end.suspects if facts.stopped_by in ("", REQUEUED) else ()
+
+
 def _go_on(end: End, facts: Facts, what: str) -> Decision:
     """The run is not finished and shall go on, if there is hope."""
     asked = facts.stopped_by
@@ -119,7 +131,7 @@ def why_slurm_stopped(signal: str, record: Mapping[str, str], restart: int) -> t
     if record.get("PreemptTime", "None") not in ("None", "Unknown"):
         return "preempted by a job of higher priority", False
     if int(record.get("Restarts", restart)) > restart:
-        return "requeued", False
+        return REQUEUED, False
     state = record.get("JobState", "")
     if "TimeLimit" in (record.get("Reason"), state) or state == "TIMEOUT":
         return "the time limit", False

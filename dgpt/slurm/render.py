@@ -25,7 +25,7 @@ def render(template: str, options: Mapping[str, str], extra: Sequence[str], expo
     header = [line for line in lines if line.startswith("#SBATCH ")]
     kept = [line for line in header if _name(line) not in options]
     given = [f"#SBATCH {_option(name, value)}" for name, value in options.items()]
-    given += [f"#SBATCH {_checked('--sbatch-arg', option)}" for option in extra]
+    given += [f"#SBATCH {_extra(option)}" for option in extra]
     first = next(number for number, line in enumerate(lines) if line and not line.startswith("#"))
     rest = [line for line in lines[1:first] if line not in header]
     settings = [f"export {name}={shlex.quote(_one_line(name, value))}" for name, value in exports.items()]
@@ -41,6 +41,15 @@ def _name(line: str) -> str:
 def _option(name: str, value: str) -> str:
     text = _checked(f"--{name}", value)
     return f'--{name}="{text}"' if " " in text else f"--{name}={text}" if text else f"--{name}"
+
+
+def _extra(option: str) -> str:
+    """Raises UserError for what sbatch would pass over."""
+    if not option.startswith("-"):
+        raise UserError(f"--sbatch-arg = {option!r} is no option", rule="an option of sbatch begins with a dash",
+                        fix=f"write --sbatch-arg=--{option}")  # fmt: skip
+    name, equals, value = _checked("--sbatch-arg", option).partition("=")
+    return f'{name}="{value}"' if equals and " " in value else option
 
 
 def _checked(name: str, text: str) -> str:

@@ -35,7 +35,7 @@ class Hang:
     """A run that does not move on."""
 
     text: str
-    node: str  # of the first one that is missing; of the first rank if nobody can be blamed
+    node: str  # of the first one that is missing; empty if nobody can be blamed
     ranks: tuple[int, ...]  # who is missing; empty if all stand at the same place
     since: float  # seconds ago
 
@@ -55,6 +55,8 @@ def find(ranks: Sequence[Seen], world_size: int) -> Hang | None:
     missing = _missing(awake, ranks, world_size)
     if missing and not any(rank.state in HELD or rank in late for rank in missing):
         return None  # who waits for them is late, they are not: they do what may take longer
+    if not missing and len(late) < len(awake):
+        return None  # all are at one place, and some of them show that they work there
     return _describe(missing, awake)
 
 
@@ -72,16 +74,17 @@ def _missing(awake: Sequence[Seen], ranks: Sequence[Seen], world_size: int) -> l
 
 
 def _describe(missing: Sequence[Seen], awake: Sequence[Seen]) -> Hang:
-    known = [rank for rank in missing if rank.node] or list(awake)
+    named = [rank for rank in missing if rank.node]
+    known = named or list(awake)
     first, since = known[0], min(rank.still for rank in known)
     if not missing:
         text = f"dgpt: hang: all {len(awake)} ranks have stood in {_place(first)} for {since:.0f} s"
-        return Hang(f"{text}; their stacks are in the logs", first.node, (), since)
+        return Hang(f"{text}; their stacks are in the logs", "", (), since)
     who = ", ".join(_of_node(node, list(group)) for node, group in groupby(missing, lambda rank: rank.node))
     where = f"stood in {_place(first)} for {since:.0f} s" if missing[0].node else f"been missing for {since:.0f} s"
     why = f": {STATES[missing[0].state]}" if missing[0].state in STATES else ""
     text = f"dgpt: hang: {who} {'has' if len(missing) == 1 else 'have'} {where}{why}; {_waiting(awake, missing)}"
-    return Hang(text, first.node, tuple(rank.rank for rank in missing), since)
+    return Hang(text, first.node if named else "", tuple(rank.rank for rank in missing), since)
 
 
 def _waiting(awake: Sequence[Seen], missing: Sequence[Seen]) -> str:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from dgpt import finetune as finetuning
 from dgpt import lora
+from dgpt import runtime as processes
 from dgpt.checkpoint.files import step_folders
 from dgpt.checkpoint.find import open_checkpoint
 from dgpt.cli import main
@@ -25,8 +26,10 @@ from dgpt.finetuned import load_finetuned, whole_model
 from dgpt.generate import load_model, tokenizer_of
 from dgpt.model.gpt import GPT
 from dgpt.outcome import DONE, STOPPED
+from dgpt.pulse import Pulse
 from dgpt.tasks.evaluate import evaluate_task
 from dgpt.train.rows import read_rows
+from dgpt.watch.heartbeat import Heartbeat
 
 WORDS = ["ba", "fe", "gio", "kou", "la_x", "ni12", "me", "du"]
 CPU = torch.device("cpu")
@@ -180,6 +183,30 @@ def losses(run: Path) -> list[tuple[float | None, ...]]:
     rows = list(read_rows(run / "metrics.jsonl"))
     return [(row["step"], row.get("loss/train"), row.get("loss/validation"), row.get("validation/rouge_l"))
             for row in rows]  # fmt: skip
+
+
+def test_signs_of_life_allow_for_what_only_some_ranks_do(
+    random_run: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits for the others' answers is ahead of them and patient, and the adapter is written before the last
+    seconds of the process begin."""
+    told: list[str] = []
+
+    def note(place: object, name: str, word: Callable[..., str]) -> None:
+        before: Callable[..., Any] = getattr(place, name)
+        monkeypatch.setattr(place, name, lambda *given: (told.append(word(*given)), before(*given))[1])
+
+    note(Heartbeat, "enter", lambda heart, step, phase: phase)
+    note(Heartbeat, "alive", lambda heart: "alive")
+    note(Pulse, "patient", lambda pulse: "patient")
+    note(lora, "write_adapter", lambda *_: "adapter")
+    note(processes, "end_within", lambda seconds: "last seconds")
+    arguments = [f"base={random_run}", f"data.path={texts}", f"run_dir={tmp_path / 'run'}", "lora.rank=2", *QUICK,
+                 "task.kind=classification", "training.steps=1", "training.eval_every_steps=1"]  # fmt: skip
+    assert finetune(tmp_path, *arguments) == DONE
+    at = told.index("patient")
+    assert told[at - 4 : at] == ["alive", "alive", "evaluate", "alive"]
+    assert told.index("adapter") < told.index("last seconds")
 
 
 @pytest.mark.parametrize("kind", ["generation", "classification"])

@@ -95,6 +95,7 @@ def test_a_label_that_is_not_known(mistake: Mistake, tmp_path: Path) -> None:
     [
         ("base=/nowhere", "checkpoint /nowhere: is neither a checkpoint nor a run folder with checkpoints"),
         ("base=", "base = '' names no model"),
+        ("run_dir=", "run_dir = '': string should have at least 1 character"),
         ("data.path=/nowhere", "file '/nowhere/train.jsonl' does not exist"),
         ("data.train=task.txt", "file 'task.txt' does not exist"),
         ("data.max_tokens=97", "data.max_tokens = 97 is above the base's seq_len = 96"),

@@ -47,6 +47,14 @@ def seconds(dtype: torch.dtype, device: torch.device) -> float:
     return min(times)
 
 
+def test_a_single_worker_ends_with_its_agent_too() -> None:
+    """As one that finds its agent gone when it has asked the kernel to be killed with it."""
+    environment = {**os.environ, runtime.AGENT_PID: "1", "WORLD_SIZE": "1"}
+    command = [sys.executable, "-c", "from dgpt import runtime; runtime.identify(); print('alive')"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+
+
 HANGING = """
 import sys, threading, time
 from unittest.mock import patch

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from dgpt.outcome import DONE, FAILED, MISTAKE, STOPPED
@@ -109,6 +110,20 @@ def test_a_signal_goes_to_srun_and_a_save_is_followed_by_a_requeue(batch: Batch,
     assert "the time limit comes (SIGUSR1), saved" in out
     assert "requeue 12" in (tmp_path / "bin/scontrol.calls").read_text()
     assert (told()[0], told()[-1]) == (("start", 0, 0, None), ("stop", 0, 40, STOPPED))
+
+
+def test_a_job_that_is_ended_before_its_ranks_could_save_blames_no_node(batch: Batch) -> None:
+    """Of which nothing is heard then."""
+    process = batch("0 1 30")
+    while not Path("met").exists():
+        time.sleep(0.05)
+    (srun,) = psutil.Process(process.pid).children()
+    srun.suspend()
+    process.send_signal(signal.SIGTERM)
+    srun.kill()
+    assert end(process)[0] == FAILED
+    stop = history(Path("run"))[-1]
+    assert (stop.event, stop.code, stop.suspects) == ("stop", FAILED, ())
 
 
 def test_a_stop_that_slurm_did_not_ask_for_ends_the_chain(batch: Batch, tmp_path: Path, fake: Any) -> None:

@@ -5,7 +5,7 @@ from datetime import datetime
 import pytest
 
 from dgpt.outcome import DONE, FAILED, MISTAKE, STOPPED, Verdict
-from dgpt.slurm.policy import BARREN_STARTS, End, Facts, deadline, decide, end_of, refuse, why_slurm_stopped
+from dgpt.slurm.policy import BARREN_STARTS, End, Facts, blamed, deadline, decide, end_of, refuse, why_slurm_stopped
 
 NODES = ["n0", "n1"]
 CRASH = End(FAILED, "Traceback\ndgpt: rank 3 on n1 failed", ("n1",))
@@ -48,6 +48,26 @@ def test_a_node_without_a_word_is_the_suspect_whatever_the_others_blame(srun: in
     end = end_of(words(said("n0", FAILED, "dgpt: rank 0: connection closed", 1.0)), NODES, srun)
     assert (end.code, end.suspects) == (FAILED, ("n1",))
     assert end.text.splitlines()[-1].startswith("n1 left no word")
+
+
+@pytest.mark.parametrize("text", [KILLED, ECC, "dgpt: hang: rank 3 on n1 (process 5) has stood in 'step'"])
+def test_a_node_that_says_what_began_on_it_is_the_suspect_though_srun_has_killed_the_others(text: str) -> None:
+    assert end_of(words(said("n1", FAILED, text)), NODES, 137) == End(FAILED, text, ("n1",))
+
+
+def test_an_abort_of_a_rank_that_waited_for_a_lost_node_does_not_blame_its_own() -> None:
+    aborted = KILLED.replace("SIGKILL", "SIGABRT")
+    assert end_of(words(said("n1", FAILED, aborted)), NODES, 137).suspects == ("n0",)
+
+
+def test_a_hang_where_nobody_is_missing_blames_no_node() -> None:
+    text = "dgpt: hang: all 4 ranks have stood in 'step' of step 57 for 7 s"
+    assert end_of({"n0": said("", FAILED, text)}, NODES, 137) == End(FAILED, text)
+
+
+@pytest.mark.parametrize(("why", "suspects"), [("", ("n1",)), ("requeued", ("n1",)), (LIMIT, ()), ("scancel", ())])
+def test_nodes_are_not_to_blame_for_a_save_that_slurm_cut_off(why: str, suspects: tuple[str, ...]) -> None:
+    assert blamed(CRASH, Facts(stopped_by=why)) == suspects
 
 
 def test_nodes_that_were_interrupted_before_there_was_anything_to_save_are_no_finished_run() -> None:

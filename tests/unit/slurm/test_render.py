@@ -41,7 +41,7 @@ CASES = {
         {"gpus-per-node": "1"},
         (),
         {"DGPT_PYTHON": "/usr/bin/python3", "DGPT_CONTAINER": "images/train.sif"},
-        ("runs/mine", "--data", "data/mine"),
+        ("runs/mine", "data/mine"),
     ),
 }  # fmt: skip
 
@@ -78,6 +78,13 @@ def test_text_that_sbatch_would_take_apart_is_refused(value: str) -> None:
         render(PRETRAIN, {"partition": value}, (), {}, ())
     with pytest.raises(UserError, match="--sbatch-arg = "):
         render(PRETRAIN, {}, (f"--comment={value}",), {}, ())
+
+
+def test_another_option_of_sbatch_keeps_its_spaces_and_is_one() -> None:
+    assert '#SBATCH --comment="my run"\n' in render(PRETRAIN, {}, ("--comment=my run",), {}, ())
+    assert "#SBATCH -C gpu\n" in render(PRETRAIN, {}, ("-C gpu",), {}, ())
+    with pytest.raises(UserError, match="'mem=0' is no option"):
+        render(PRETRAIN, {}, ("mem=0",), {}, ())
 
 
 @pytest.mark.parametrize("word", ["a\nb", "a\rb", "a\0b"])

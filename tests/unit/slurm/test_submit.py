@@ -4,13 +4,17 @@ from pathlib import Path
 
 import pytest
 
+from dgpt.checkpoint.compatible import read_config
+from dgpt.checkpoint.find import open_checkpoint
 from dgpt.cli import main
 from dgpt.config import RunConfig, load_config
 from dgpt.errors import UserError
+from dgpt.model.flops import parameter_count
 from dgpt.outcome import DONE, MISTAKE
 from dgpt.slurm.events import Event, history, now, record
 from dgpt.submit import Wish, check_lead, limit_seconds, plan, run_folder
 from dgpt.submit_checks import pace
+from dgpt.tables import size_text
 
 SMALL = ("model.n_layer=1", "model.n_head=4", "model.n_embd=32", "model.seq_len=16", "training.global_batch_size=8",
          "training.micro_batch_size=2")  # fmt: skip
@@ -210,16 +214,25 @@ training = { global_batch_size = 8, micro_batch_size = 2 }
 """
 
 
-def test_a_fine_tuning_is_checked_by_what_it_has(run_file: str, fake, capsys) -> None:
+def test_a_fine_tuning_is_checked_by_what_it_has(run_file: str, random_run: Path, fake, capsys) -> None:
     fake("sbatch", SBATCH)
-    Path("task.toml").write_text(TASK)
+    Path("task.toml").write_text(f'base = "{random_run}"\n{TASK}')
     assert main(["submit", "task.toml", "--verb", "finetune", "--nproc", "2"]) == DONE
-    assert "batch: 8 sequences = 2 ranks x 2 x 2 micro steps" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "batch: 8 sequences = dp 2 x 2 x 2 micro steps" in said
+    size = size_text(12 * parameter_count(read_config(open_checkpoint(random_run)).model))
+    assert f"a checkpoint takes {size}" in said
+    assert f"(estimated for {size}" in said
     text = Path("runs/task/slurm/job_41.sbatch").read_text()
     assert ' -m dgpt.slurm.job "$0" finetune "$@"' in text
     assert [event.event for event in history(Path("runs/task"))] == ["submit"]
     assert main(["submit", "task.toml", "--verb", "finetune", "--nproc", "3"]) == MISTAKE
-    assert "does not divide over 3 ranks" in capsys.readouterr().err
+    assert "does not divide over the ranks" in capsys.readouterr().err
+    Path("lost.toml").write_text(f'base = "later"\n{TASK}')
+    assert main(["submit", "lost.toml", "--verb", "finetune"]) == MISTAKE
+    assert "later: is neither a checkpoint nor a run folder" in capsys.readouterr().err
+    assert main(["submit", "lost.toml", "--verb", "finetune", "--dependency", "afterok:41"]) == DONE
+    assert main(["submit", "task.toml", "--verb", "finetune", "parallel.zero_stage=1"]) == MISTAKE
 
 
 def test_an_evaluation_keeps_its_own_options(run_file: str, fake) -> None:
@@ -228,3 +241,5 @@ def test_an_evaluation_keeps_its_own_options(run_file: str, fake) -> None:
     assert main(["submit", "my run/checkpoints/step_00000010", "--verb", "evaluate", "--", "a b", "--json"]) == DONE
     assert "set -- 'my run/checkpoints/step_00000010' 'a b' --json\n" in Path("my run/slurm/job_41.sbatch").read_text()
     assert run_folder("s3://bucket/model") == Path("evaluations")
+    for unheard in (["--nproc", "2"], ["--chain", "2"], ["--nodes", "2"], ["--signal-lead", "99"]):
+        assert main(["submit", "my run", "--verb", "evaluate", *unheard]) == MISTAKE

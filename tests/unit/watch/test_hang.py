@@ -55,12 +55,13 @@ def test_ranks_that_nobody_knows_any_more_are_missing() -> None:
     hang = found(ranks()[:2])
     assert hang.text == ("dgpt: hang: ranks 2, 3 on a node that has left have been missing for 7 s: its node has left; "
                          "2 ranks wait for them")  # fmt: skip
+    assert hang.node == "", "who is left is not to blame"
 
 
 def test_where_all_stand_at_one_place_nobody_is_blamed() -> None:
     hang = found(ranks())
     assert hang.text == "dgpt: hang: all 4 ranks have stood in 'step' of step 57 for 7 s; their stacks are in the logs"
-    assert hang.ranks == ()
+    assert (hang.node, hang.ranks) == ("", ())
 
 
 @pytest.mark.parametrize(
@@ -82,6 +83,12 @@ def test_no_alarm_while_the_one_that_is_behind_may_take_its_time() -> None:
     assert find(ranks(progress=390, phase="checkpoint", patience=600.0), 4) is None
     assert find(ranks(progress=390, phase="checkpoint", still=0.4), 4) is None
     assert found(ranks(progress=390, phase="checkpoint", patience=600.0, state="stopped")).ranks == (3,)
+
+
+@pytest.mark.parametrize("alive", [{"still": 0.4}, {"patience": 600.0}])
+def test_no_alarm_while_one_of_those_at_the_same_place_works(alive: dict[str, Any]) -> None:
+    """As rank 3 writes long answers in an evaluation, and the others have theirs."""
+    assert find(ranks(**alive, phase="evaluate"), 4) is None
 
 
 def test_no_alarm_while_a_rank_moves_on() -> None:
