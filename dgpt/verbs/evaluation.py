@@ -1,6 +1,7 @@
 """`dgpt evaluate`."""
 
 import json
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,8 +73,12 @@ def _task(options: Namespace) -> "tuple[Found, dict[str, Any]]":
     rows = rows[: options.limit]
     model.model.to(_dtype(options.dtype))
     scores = evaluate_task(model, rows, batch_size=options.batch_size)
+    skipped, cut = model.task.take_counts()
+    if skipped or cut:
+        print(f"rows above {model.task.max_tokens} tokens: " + (f"{skipped} left out" if skipped else "cut")
+              + f" (data.over_long = '{data.over_long}')", file=sys.stderr, flush=True)  # fmt: skip
     named = str(options.data) if options.data else f"validation rows of {data.dataset or data.validation or data.path}"
-    return found, {"task": model.config.task.kind, "data": named, "rows": len(rows), **scores}
+    return found, {"task": model.config.task.kind, "data": named, "rows": len(rows) - skipped, **scores}
 
 
 def _check(options: Namespace) -> None:
