@@ -45,7 +45,7 @@ def _print(found: "Found", result: dict[str, Any], options: Namespace) -> None:
 
 
 def _asks_for_task(options: Namespace) -> bool:
-    """Whether the measure is a fine-tuned model's task. Raises UserError if several processes are to take it."""
+    """Whether the measure is a fine-tuned model's task. Raises UserError for several processes, or for windows."""
     from dgpt import launch
     from dgpt.checkpoint.compatible import is_finetuned
     from dgpt.generate import choose
@@ -56,6 +56,11 @@ def _asks_for_task(options: Namespace) -> bool:
         raise UserError(f"--nproc = {options.nproc} for the task of a fine-tuned model",
                         rule="one process answers all rows: F1 and the like are no means over rows",
                         fix="leave --nproc away; --text measures the loss on text, on any number")  # fmt: skip
+    for name, value in (("--stride", options.stride), ("--seq-len", options.seq_len)):
+        if value is not None:
+            raise UserError(f"{name} = {value} for the task of a fine-tuned model",
+                            rule="its rows are read as in training; windows are for --text",
+                            fix=f"leave {name} away, or add --text")  # fmt: skip
     return True
 
 

@@ -55,7 +55,8 @@ def test_another_file_and_a_part_of_it(finetuned: Path, capsys: pytest.CaptureFi
 
 
 def test_wishes_that_a_task_does_not_grant(finetuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for options, message in ((["--nproc", "2"], "one process answers all rows"), (["--text"], "--text without DATA")):
+    for options, message in ((["--nproc", "2"], "one process answers all rows"), (["--text"], "--text without DATA"),
+                             (["--stride", "8"], "--stride = 8 for the task of a fine-tuned model")):  # fmt: skip
         assert main(["evaluate", str(finetuned / "run"), *options]) == MISTAKE
         assert message in capsys.readouterr().err
 
