@@ -125,11 +125,14 @@ class Finetuning(Run):
             yield answer
 
     def _show(self, picture: NDArray[np.uint8], done: int) -> None:
-        """In TensorBoard, and the newest one as run_dir/confusion_matrix.png."""
+        """In TensorBoard, and the newest one as run_dir/confusion_matrix.png; a full disk costs it and no run."""
         from matplotlib.image import imsave
 
         self.monitor.log_image("confusion_matrix", picture, done)
-        imsave(self.run_dir / "confusion_matrix.png", picture)
+        try:
+            imsave(self.run_dir / "confusion_matrix.png", picture)
+        except OSError as error:
+            self.console.print(f"PICTURE NOT WRITTEN, and training goes on: {error}")
 
     def settled(self) -> None:
         """Name the best checkpoint as soon as it is there."""

@@ -62,13 +62,13 @@ def check(config: FinetuneConfig, runtime: Runtime) -> FinetuneSetup:
     task = task_of(config, tokenizer, balanced_weights(config, splits.train))
     examples = [example for row in splits.train for example in task.examples(row)]
     loader = TaskLoader(task, _samples(examples, config), seed=config.seed, plan=plan, dp_rank=runtime.rank)
-    notes = tuple(_notes(task))
-    held_out = _held_out(task, splits.validation[: config.training.eval_samples], config)
+    notes = tuple(_notes(task, "training"))
+    held_out, more_notes = _held_out(task, splits.validation[: config.training.eval_samples], config)
     config = _with_steps(config, plan, loader)
     check_writable(Path(config.run_dir))
     dtype = compute_dtype(config, runtime.device)
     return FinetuneSetup(config, dims, plan, dtype, loader, tokenizer, splits.hash, task, base, held_out,
-                         len(examples), notes)  # fmt: skip
+                         len(examples), notes + more_notes)  # fmt: skip
 
 
 def base_of(config: FinetuneConfig) -> Found:
@@ -153,6 +153,10 @@ def _check_same_run(earlier: FinetuneConfig, config: FinetuneConfig) -> None:
             raise UserError(f"{name} = {now.get(name)} now, {then.get(name)} in the checkpoints of {config.run_dir}",
                             rule="a run learns one task from its first step to its last",
                             fix="set it back, or give this fine-tuning another run_dir")  # fmt: skip
+    if config.lora.rank and earlier.base_hash != config.base_hash:
+        raise UserError(f"base = '{config.base}' now, '{earlier.base}' in the checkpoints of {config.run_dir}",
+                        rule="LoRA is a change to the very weights that it was trained on",
+                        fix="set it back, or give this fine-tuning another run_dir")  # fmt: skip
 
 
 def _samples(examples: Sequence[Example], config: FinetuneConfig) -> list[Sample]:
@@ -162,11 +166,16 @@ def _samples(examples: Sequence[Example], config: FinetuneConfig) -> list[Sample
     return [[examples[i] for i in numbers] for numbers in pack([e.length for e in examples], capacity)]
 
 
-def _held_out(task: Task, rows: Sequence[Row], config: FinetuneConfig) -> HeldOut:
-    kept = [(row, examples) for row in rows if (examples := task.examples(row))]
+def _held_out(task: Task, rows: Sequence[Row], config: FinetuneConfig) -> tuple[HeldOut, tuple[str, ...]]:
+    """And what is to be said of them."""
+    kept = [(task.learnt(row), examples) for row in rows if (examples := task.examples(row))]
+    notes = tuple(_notes(task, "held-out"))
     answered = kept[: config.training.eval_generations] if config.task.is_language_model else kept
     samples = _samples([example for _, examples in kept for example in examples], config)
-    return HeldOut(samples, *(_each(ask, answered) for ask in (task.query, task.gold)))
+    queries = _each(task.query, answered)
+    if config.task.is_language_model and (cut := task.take_counts()[1]):  # else these are the examples again
+        notes += (f"cut {cut} held-out prompts: with task.max_new_tokens they are above the model's seq_len",)
+    return HeldOut(samples, queries, _each(task.gold, answered)), notes
 
 
 def _each(ask: Callable[[Row], Any], kept: Sequence[tuple[Row, list[Example]]]) -> list[Any]:
@@ -184,9 +193,11 @@ def _with_steps(config: FinetuneConfig, plan: BatchPlan, loader: TaskLoader) -> 
     )
 
 
-def _notes(task: Task) -> Iterator[str]:
+def _notes(task: Task, which: str) -> Iterator[str]:
+    """What was left out or cut since the last call."""
+    skipped, cut = task.take_counts()
     limit = f"{task.max_tokens} tokens (data.max_tokens)"
-    if task.skipped:
-        yield f"left out {task.skipped} examples above {limit}"
-    if task.cut:
-        yield f"cut {task.cut} examples to {limit}"
+    if skipped:
+        yield f"left out {skipped} {which} examples above {limit}"
+    if cut:
+        yield f"cut {cut} {which} examples to {limit}"

@@ -2,13 +2,13 @@
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 from dgpt.errors import UserError
-from dgpt.tasks.base import Answer
+from dgpt.progress import count_bar
 from dgpt.tasks.evaluate import Finetuned
 from dgpt.tasks.rows import Row
 
@@ -23,18 +23,12 @@ def predict(model: Finetuned, rows: Sequence[Row], output: Path | None, batch_si
                         fix="set it to 1 or more")  # fmt: skip
     queries = [model.task.query(row) for row in rows]
     if model.task.cut:
-        print(f"cut {model.task.cut} rows to {model.task.max_tokens} tokens", file=sys.stderr, flush=True)
+        print(f"cut {model.task.cut} rows, which are longer than the model reads", file=sys.stderr, flush=True)
     answers = model.answers(queries, batch_size)
-    with _opened(output) as file:
-        for row, answer in _with_bar(zip(rows, answers, strict=True), len(rows)):
+    with _opened(output) as file, count_bar("answer", len(rows), enabled=output is not None) as advance:
+        for row, answer in zip(rows, answers, strict=True):
             file.write(json.dumps({**row.values, "prediction": answer}, ensure_ascii=False, default=str) + "\n")
-
-
-def _with_bar(pairs: Iterable[tuple[Row, Answer]], total: int) -> Iterator[tuple[Row, Answer]]:
-    from rich.console import Console
-    from rich.progress import track
-
-    yield from track(pairs, "answering", total, console=Console(stderr=True), disable=not sys.stderr.isatty())
+            advance(1)
 
 
 @contextmanager

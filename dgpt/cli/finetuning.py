@@ -25,7 +25,7 @@ def _predict(subparsers: Verbs) -> None:
     parser.add_argument("--text-pair", metavar="TEXT", help="its second text")
     parser.add_argument("--context", metavar="TEXT", help="one text that holds the answer to --question")
     parser.add_argument("--question", metavar="TEXT", help="one question")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="a new .jsonl (default: standard output)")
     parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="rows at once (default: 32)")
 
 

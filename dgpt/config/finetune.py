@@ -91,7 +91,7 @@ class FinetuneTrainingConfig(TrainingConfig):
 
 class BestConfig(Section):
     metric: str = "loss"
-    """Which result on the held-out examples says what is better: loss, accuracy, macro_f1, exact_match, f1, rouge_l."""
+    """Which result on held-out examples decides: loss, perplexity, accuracy, macro_f1, exact_match, f1, rouge_l."""
     keep: bool = True
     """Save when an evaluation is the best so far, name that checkpoint in run_dir/best.json and never prune it."""
     patience: NotNegative = 0
@@ -143,6 +143,10 @@ def _metric_is_known(c: FinetuneConfig) -> Iterator[str]:
     if c.best.metric not in c.task.metrics:
         yield (f"best.metric = '{c.best.metric}' is no result of task.kind = '{c.task.kind}'; "
                f"it has {', '.join(c.task.metrics)}")  # fmt: skip
-    if c.parallel.zero_stage == 3 and c.best.metric not in ("loss", "perplexity"):
+    of_answers = c.best.metric not in ("loss", "perplexity")
+    if of_answers and c.task.is_language_model and not c.training.eval_generations:
+        yield (f"best.metric = '{c.best.metric}' with training.eval_generations = 0, where only the loss is measured; "
+               "set best.metric = 'loss', or training.eval_generations = 64")  # fmt: skip
+    if of_answers and c.parallel.zero_stage == 3:
         yield (f"best.metric = '{c.best.metric}' with parallel.zero_stage = 3, where only the loss is measured; "
                "set best.metric = 'loss', or a lower zero_stage")  # fmt: skip

@@ -35,7 +35,7 @@ def read_prompts(path: Path, field: str) -> list[Row]:
 def _row(path: Path, number: int, line: str, field: str) -> Row:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _refuse(path, number, f"not JSON: {error}", field) from None
     if not isinstance(row, dict) or not isinstance(row.get(field), str):
         raise _refuse(path, number, f"no text in field '{field}': {line[:80]}", field)

@@ -170,11 +170,15 @@ class Head(nn.Module):
         self.z_loss = 0.0
 
     def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
-        """x (B, T, C) -> logits (B, T, V), or with targets (B, T) the mean loss, a scalar in fp32."""
+        """x (B, T, C) -> logits (B, T, V), or with targets (B, T) the mean loss, a scalar in fp32.
+
+        The z-loss is a help to training and no part of what an evaluation measures.
+        """
         if targets is None:
             return F.linear(x, self.weight)
+        z_loss = self.z_loss if self.training else 0.0
         return linear_cross_entropy(
-            x.flatten(0, 1), self.weight, targets.flatten(), chunk_tokens=self.chunk_tokens, z_loss=self.z_loss
+            x.flatten(0, 1), self.weight, targets.flatten(), chunk_tokens=self.chunk_tokens, z_loss=z_loss
         )
 
 

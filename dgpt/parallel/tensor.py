@@ -125,8 +125,9 @@ class VocabHead(nn.Module):
         x = self.region.enter(x)
         if targets is None:
             return c.all_gather(F.linear(x, self.weight).detach(), self.region.group, dim=-1)
+        z_loss = self.z_loss if self.training else 0.0  # as in Head
         return linear_cross_entropy(x.flatten(0, 1), self.weight, targets.flatten(), chunk_tokens=self.chunk_tokens,
-                                    z_loss=self.z_loss, vocab=self.vocab)  # fmt: skip
+                                    z_loss=z_loss, vocab=self.vocab)  # fmt: skip
 
 
 class OwnRandomness(nn.Module):

@@ -67,6 +67,10 @@ class Task(ABC):
     def gold(self, row: Row) -> Any:
         """The right answer of a row."""
 
+    def learnt(self, row: Row) -> Row:
+        """The row up to its last right answer, to be asked in an evaluation. What may follow is asked by `query`."""
+        return row
+
     @abstractmethod
     def answers(self, model: GPT, queries: Sequence[Any], batch_size: int) -> Iterator[Answer]:
         """The model's answer to each query, in order; batch by batch."""
@@ -89,6 +93,12 @@ class Task(ABC):
         self.skipped += skip
         self.cut += not skip
         return skip
+
+    def take_counts(self) -> tuple[int, int]:
+        """How many examples were skipped and cut since the last call."""
+        counts = self.skipped, self.cut
+        self.skipped = self.cut = 0
+        return counts
 
     def padded(self, rows: Sequence[Ids], fill: int | None = None) -> Tensor:
         """Rows of different lengths as (B, T) int64, filled on the right; by default with the end-of-document token."""

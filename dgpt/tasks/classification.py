@@ -81,12 +81,14 @@ class Classification(Task):
         return {"label": self.settings.labels[int(p.argmax())], "scores": scores}
 
     def scores(self, golds: Sequence[tuple[int, ...]], answers: Sequence[Answer]) -> Scores:
-        """With multi_label accuracy is the share of rows whose classes are all right and complete."""
+        """With multi_label accuracy is the share of rows whose classes are all right and complete.
+
+        macro_f1 as scikit-learn has it: without multi_label the mean over the classes that rows or answers hold.
+        """
         from sklearn.metrics import accuracy_score, f1_score
 
         truth, predicted = self.table(golds, answers)
-        every = range(len(self.labels))
-        macro = f1_score(truth, predicted, labels=None if truth.ndim > 1 else every, average="macro", zero_division=0)
+        macro = f1_score(truth, predicted, average="macro", zero_division=0)
         return {"accuracy": float(accuracy_score(truth, predicted)), "macro_f1": float(macro)}
 
     def picture(self, golds: Sequence[tuple[int, ...]], answers: Sequence[Answer]) -> NDArray[np.uint8] | None:

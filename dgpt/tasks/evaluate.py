@@ -42,7 +42,7 @@ def evaluate_task(model: Finetuned, rows: Iterable[Row | Mapping[str, Any]], *, 
     """
     task = model.task
     named = [row if isinstance(row, Row) else Row(f"row {n}", dict(row)) for n, row in enumerate(rows, start=1)]
-    kept = [(row, examples) for row in named if (examples := task.examples(row))]
+    kept = [(task.learnt(row), examples) for row in named if (examples := task.examples(row))]
     if not kept:
         raise UserError("no row to evaluate on", rule="an evaluation has one row or more", fix="give rows of the task")
     loss = _mean_loss(model, [[example] for _, examples in kept for example in examples], batch_size)

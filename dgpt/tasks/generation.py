@@ -68,6 +68,11 @@ class Generation(Task):
         self.cut += len(ids) > room
         return ids[-room:]
 
+    def learnt(self, row: Row) -> Row:
+        if not row.has(self.fields.messages):
+            return row
+        return Row(row.place, row.values | {self.fields.messages: self._messages(row)})
+
     def gold(self, row: Row) -> Any:
         if not row.has(self.fields.messages):
             return row.text(self.fields.completion, "completion").strip()
@@ -77,7 +82,8 @@ class Generation(Task):
         """Greedy continuations."""
         sampling = Sampling(max_new_tokens=self.settings.max_new_tokens, temperature=0)
         for sample in generate(model, queries, sampling, vocab_size=self.tokenizer.vocab_size,
-                               stop_ids=(self.tokenizer.eod_id,), batch_size=batch_size):  # fmt: skip
+                               never=self.tokenizer.unreachable, stop_ids=(self.tokenizer.eod_id,),
+                               batch_size=batch_size):  # fmt: skip
             yield {"completion": self.tokenizer.decode(sample.tokens)}
 
     def scores(self, golds: Sequence[Any], answers: Sequence[Answer]) -> Scores:
@@ -93,8 +99,8 @@ class Generation(Task):
         if not row.has(self.fields.messages):
             prompt = row.text(self.fields.prompt, "prompt", empty=True)
             return chat.prompt_completion(prompt, row.text(self.fields.completion, "completion"))
-        messages = self._checked(row)
-        if not any(message["role"] == "assistant" for message in messages):
+        messages = self._messages(row)  # nothing is learnt of what comes after the last answer
+        if messages[-1]["role"] != "assistant":
             raise row.refuse("no message of the assistant", "a conversation has an answer to learn",
                              "add one, or leave the row out")  # fmt: skip
         return chat.segments(messages, answer=False)
@@ -102,7 +108,7 @@ class Generation(Task):
     def _question(self, row: Row) -> chat.Segments:
         if not row.has(self.fields.messages):
             return [(row.text(self.fields.prompt, "prompt", empty=True), False)]
-        messages = self._messages(row)
+        messages = self._checked(row)
         before = messages[:-1] if messages[-1]["role"] == "assistant" else messages
         return chat.segments(before, answer=True)
 

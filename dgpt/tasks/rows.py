@@ -53,7 +53,7 @@ class Row:
             return value
         try:
             return json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise self.refuse(f"field '{field}' holds {_shown(value)}: {error}",
                               "the field holds a list or a table, in CSV as JSON", "correct it") from None  # fmt: skip
 
@@ -88,7 +88,7 @@ def _jsonl(path: Path) -> Iterator[Row]:
             place = f"file '{path}', line {number}"
             try:
                 values = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
-            except ValueError as error:  # a UnicodeDecodeError as well
+            except (ValueError, RecursionError) as error:  # a UnicodeDecodeError as well
                 raise UserError(f"{place}: {error}: {line[:80].decode('utf-8', 'replace').strip()}",
                                 rule="each line is a JSON object in UTF-8",
                                 fix="correct the line") from None  # fmt: skip

@@ -1,6 +1,7 @@
 """`dgpt evaluate`."""
 
 import json
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,7 @@ def _print(found: "Found", result: dict[str, Any], options: Namespace) -> None:
 
 
 def _asks_for_task(options: Namespace) -> bool:
-    """Whether the measure is a fine-tuned model's task. Raises UserError if several processes are to take it."""
+    """Whether the measure is a fine-tuned model's task. Raises UserError for several processes, or for windows."""
     from dgpt import launch
     from dgpt.checkpoint.compatible import is_finetuned
     from dgpt.generate import choose
@@ -55,6 +56,11 @@ def _asks_for_task(options: Namespace) -> bool:
         raise UserError(f"--nproc = {options.nproc} for the task of a fine-tuned model",
                         rule="one process answers all rows: F1 and the like are no means over rows",
                         fix="leave --nproc away; --text measures the loss on text, on any number")  # fmt: skip
+    for name, value in (("--stride", options.stride), ("--seq-len", options.seq_len)):
+        if value is not None:
+            raise UserError(f"{name} = {value} for the task of a fine-tuned model",
+                            rule="its rows are read as in training; windows are for --text",
+                            fix=f"leave {name} away, or add --text")  # fmt: skip
     return True
 
 
@@ -72,8 +78,12 @@ def _task(options: Namespace) -> "tuple[Found, dict[str, Any]]":
     rows = rows[: options.limit]
     model.model.to(_dtype(options.dtype))
     scores = evaluate_task(model, rows, batch_size=options.batch_size)
+    skipped, cut = model.task.take_counts()
+    if skipped or cut:
+        print(f"rows above {model.task.max_tokens} tokens: " + (f"{skipped} left out" if skipped else "cut")
+              + f" (data.over_long = '{data.over_long}')", file=sys.stderr, flush=True)  # fmt: skip
     named = str(options.data) if options.data else f"validation rows of {data.dataset or data.validation or data.path}"
-    return found, {"task": model.config.task.kind, "data": named, "rows": len(rows), **scores}
+    return found, {"task": model.config.task.kind, "data": named, "rows": len(rows) - skipped, **scores}
 
 
 def _check(options: Namespace) -> None:

@@ -5,6 +5,7 @@ from argparse import Namespace
 from dgpt import outcome
 from dgpt.config import FinetuneConfig
 from dgpt.errors import UserError
+from dgpt.verbs.generation import check_new
 from dgpt.verbs.training import start_processes
 
 
@@ -28,6 +29,7 @@ def predict(options: Namespace) -> int:
     if (options.file is None) == (set(given.values()) == {None}):
         raise UserError("predict takes a file or the options of one row", rule="exactly one of them is given",
                         fix="give a file, or --text, or --context and --question")  # fmt: skip
+    check_new(options.output)
     model = load_finetuned(options.model)
     rows = list(read_rows(options.file)) if options.file else [one_row(model, given)]
     predict(model, rows, options.output, options.batch_size)

@@ -27,7 +27,7 @@ def generate(options: Namespace) -> int:
         raise UserError(f"--stream with --output = '{options.output}'", rule="a stream is for who reads along",
                         fix="leave one of them away")  # fmt: skip
     sampling, rows = sampling_of(options), _rows(options)
-    _check_new(options.output)
+    check_new(options.output)
     model, tokenizer = load_model(options.model)
     if options.stream:
         _stream(model, tokenizer, rows, sampling, options)
@@ -69,7 +69,8 @@ def _rows(options: Namespace) -> "list[Row]":
     return rows or [{options.field: ""}]
 
 
-def _check_new(output: Path | None) -> None:
+def check_new(output: Path | None) -> None:
+    """Raises UserError for a file that is there: results take the place of nothing."""
     if output and output.exists():
         raise UserError(f"--output = '{output}' exists", rule="results go to a new file",
                         fix="give another name, or move it away")  # fmt: skip

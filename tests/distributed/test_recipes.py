@@ -19,7 +19,8 @@ from dgpt.outcome import DONE
 from dgpt.train.rows import read_rows
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "finetune"
-DEMOS = {"classification": "classification", "qa": "extractive_qa", "chat": "chat"}  # folder and kind
+DEMOS = {"classification": "classification", "qa": "extractive_qa", "chat": "chat",
+         "generation": "generation"}  # fmt: skip  # folder and kind
 STDLIB = sysconfig.get_path("stdlib")
 DEADLINE_SECONDS = 600
 PRETRAIN = f"""
@@ -99,6 +100,13 @@ def test_classification_then_predict() -> None:
     assert [{name: row[name] for name in ("text", "label")} for row in answers] == rows
     assert all(row["prediction"]["label"] in LABELS for row in answers)
     assert (run / "confusion_matrix.png").exists()
+
+
+def test_generation_then_predict() -> None:
+    rows = demo_rows("generation", 3)
+    answers = predictions(finetune("generate_demo"), rows)
+    assert [row["prompt"] for row in answers] == [row["prompt"] for row in rows]
+    assert all(isinstance(row["prediction"]["completion"], str) for row in answers)
 
 
 def test_instruction_tuning_then_chat(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

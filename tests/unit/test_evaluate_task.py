@@ -55,6 +55,29 @@ def test_another_file_and_a_part_of_it(finetuned: Path, capsys: pytest.CaptureFi
 
 
 def test_wishes_that_a_task_does_not_grant(finetuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for options, message in ((["--nproc", "2"], "one process answers all rows"), (["--text"], "--text without DATA")):
+    for options, message in ((["--nproc", "2"], "one process answers all rows"), (["--text"], "--text without DATA"),
+                             (["--stride", "8"], "--stride = 8 for the task of a fine-tuned model")):  # fmt: skip
         assert main(["evaluate", str(finetuned / "run"), *options]) == MISTAKE
         assert message in capsys.readouterr().err
+
+
+def test_rows_that_are_left_out_are_told(finetuned: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """At the start of a run, and in an evaluation."""
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text("\n".join(map(json.dumps, [*ROWS[:3], {"text": "ba " * 99, "label": "odd"}])))
+    settings = [f'data.validation="{held_out}"', 'data.over_long="skip"', f'run_dir="{tmp_path / "run"}"']
+    capsys.readouterr()
+    assert main(["finetune", str(finetuned / "task.toml"), *settings]) == DONE
+    assert "left out 1 held-out examples above 96 tokens" in capsys.readouterr().out
+    assert main(["evaluate", str(tmp_path / "run"), "--json"]) == DONE
+    output, errors = capsys.readouterr()
+    assert json.loads(output)["rows"] == 3
+    assert "rows above 96 tokens: 1 left out (data.over_long = 'skip')" in errors
+
+
+def test_a_picture_that_cannot_be_written_costs_no_run(
+    finetuned: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "run" / "confusion_matrix.png").mkdir(parents=True)
+    assert main(["finetune", str(finetuned / "task.toml"), f'run_dir="{tmp_path / "run"}"']) == DONE
+    assert "PICTURE NOT WRITTEN" in capsys.readouterr().out

@@ -58,6 +58,7 @@ QA = GOOD["extractive_qa"]
         ("classification", '{"text": "\\ud800", "label": "x"}', "field 'text' is not valid Unicode"),
         ("classification", '{"text": "ba"', "Expecting ',' delimiter"),
         ("classification", "[1]", "[1] is no JSON object"),
+        ("classification", "[" * 100_000, "maximum recursion depth exceeded"),
         ("generation", {"prompt": "ba"}, "no field 'completion'; it has prompt"),
         ("generation", {"prompt": "ba", "completion": ""}, "field 'completion' is empty"),
         ("generation", {"prompt": "ba " * 99, "completion": "fe"}, "the example has "),
@@ -162,6 +163,28 @@ def test_predict_wants_a_fine_tuned_model_and_one_input(random_run: Path, capsys
         ([str(random_run)], "predict takes a file or the options of one row"),
         ([str(random_run), "x.jsonl", "--text", "ba"], "predict takes a file or the options of one row"),
         (["/nowhere", "--text", "ba"], "is neither a checkpoint nor a run folder"),
+        ([str(random_run), "x.jsonl", "--output", __file__], "exists\n  rule: results go to a new file"),
     ):
         assert main(["predict", *arguments]) == MISTAKE
         assert message in capsys.readouterr().err
+
+
+def test_a_best_result_that_is_never_measured(mistake: Mistake) -> None:
+    told = mistake("generation", None, "best.metric=rouge_l", "training.eval_generations=0")
+    assert "best.metric = 'rouge_l' with training.eval_generations = 0" in told
+
+
+def test_updates_go_on_from_no_other_base(random_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "train.jsonl").write_text("\n".join([json.dumps(GOOD["generation"])] * 2), encoding="utf-8")
+    (tmp_path / "task.toml").touch()
+
+    def run(name: str, base: Path, *more: str) -> int:
+        settings = [f"base={base}", f"data.path={tmp_path}", f"run_dir={tmp_path / name}", "data.packing=false",
+                    "data.validation_fraction=0.0", *QUICK]  # fmt: skip
+        return main(["finetune", str(tmp_path / "task.toml"), *settings, *more])
+
+    assert run("other", random_run) == DONE
+    assert run("run", random_run, "lora.rank=2") == DONE
+    capsys.readouterr()
+    assert run("run", tmp_path / "other", "lora.rank=2", "training.steps=2") == MISTAKE
+    assert re.search(r"base = '.*other.*' now, '.*' in the checkpoints of ", capsys.readouterr().err)

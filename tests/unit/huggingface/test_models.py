@@ -1,6 +1,7 @@
 """A model is the same in dgpt and in transformers, whichever of the two it comes from."""
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from dgpt import export as exporting
 from dgpt.cli import main
 from dgpt.data.tokenizer import Tokenizer, load_tokenizer
 from dgpt.generate import load_model
@@ -173,3 +175,23 @@ def test_an_imported_model_is_what_every_verb_takes(
     capsys.readouterr()
     assert main(["generate", model, "ba", "--max-new-tokens", "4"]) == DONE
     assert capsys.readouterr().out.startswith("ba")
+
+
+@pytest.mark.parametrize("shape", ["gpt2", "llama"])
+def test_an_export_holds_the_tensors_of_one_layer_and_no_more(
+    shape: str, make_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """q, k and v of GPT-2 with their biases wait for each other; else one is written when the next is read."""
+    given: list[weakref.ref[Tensor]] = []
+    most, read = [], exporting.read_tensor
+
+    def watched(*arguments: Any) -> Tensor:
+        tensor = read(*arguments)
+        given.append(weakref.ref(tensor))
+        most.append(sum(reference() is not None for reference in given))
+        return tensor
+
+    monkeypatch.setattr(exporting, "read_tensor", watched)
+    export(make_run(2, shape=shape, n_layer=6), tmp_path / "hf")
+    assert len(most) > 50
+    assert max(most) <= (7 if shape == "gpt2" else 2)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dgpt.config import ModelConfig
+from dgpt.model.gpt import Head
 from dgpt.model.init import build_model
 from dgpt.model.loss import IGNORE, linear_cross_entropy
 
@@ -113,3 +114,13 @@ def test_the_loss_of_a_model_is_the_cross_entropy_of_its_logits(shape: str) -> N
     torch.testing.assert_close(loss, expected)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(ours[name], parameter.grad, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_an_evaluation_measures_no_z_loss() -> None:
+    head = Head(ModelConfig(n_layer=1, n_head=1, n_embd=6, vocab_size=11))
+    torch.nn.init.normal_(head.weight)
+    x, targets = torch.randn(2, 3, 6), torch.randint(11, (2, 3))
+    plain = head(x, targets)
+    head.z_loss = 0.1
+    assert head(x, targets) > plain
+    assert head.eval()(x, targets) == plain

@@ -90,3 +90,8 @@ def test_the_confusion_matrix_is_a_picture_with_a_dark_diagonal(make_task: MakeT
     assert blue[: height // 2, : width // 2].any()
     assert blue[height // 2 :, width // 2 :].any()
     assert (picture != other).any()
+
+
+def test_a_class_that_neither_rows_nor_answers_have_counts_in_no_mean(make_task: MakeTask) -> None:
+    scores = make_task("classification", labels=LABELS).scores([(0,), (1,)], [{"label": n} for n in LABELS[:2]])
+    assert scores == {"accuracy": 1.0, "macro_f1": 1.0}

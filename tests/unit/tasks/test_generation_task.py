@@ -113,3 +113,28 @@ def test_generative_qa_learns_the_answer_after_context_and_question(make_task: M
         learnt = [t for t in targets[0].tolist() if t != -100]
         assert learnt == [*tokenizer.encode(text), tokenizer.eod_id]
         assert tokenizer.decode(example.ids).startswith("ba fe gio\n\nQuestion: fe?\nAnswer:")
+
+
+def test_what_follows_the_last_answer_is_asked_and_not_learnt(make_task: MakeTask, tokenizer: Tokenizer) -> None:
+    """To be learnt: else truncation, which keeps the end, could leave nothing to learn."""
+    talk = [{"role": "user", "content": "ba"}, {"role": "assistant", "content": "fe"}]
+    task = make_task("generation", data={"over_long": "truncate", "max_tokens": 40})
+    (short,), (long,) = (task.examples(row(messages=messages)) for messages in
+                         (talk, [*talk, {"role": "user", "content": "gio " * 50}]))  # fmt: skip
+    assert long.ids.tolist() == short.ids.tolist()
+    assert long.mass == short.mass > 0
+    more = row(messages=[*talk, {"role": "user", "content": "gio"}])
+    assert tokenizer.decode(task.query(more)).endswith("fe<|endoftext|><|user|>\ngio\n<|assistant|>\n")
+    assert task.query(task.learnt(more)) == task.query(row(messages=talk))
+    assert task.gold(more) == "fe"
+
+
+def test_an_answer_has_no_token_that_stands_for_no_text(make_task: MakeTask, tokenizer: Tokenizer) -> None:
+    task = make_task("generation", max_new_tokens=3)
+    model = build_model(task.config.model, 5, torch.device("cpu"))
+    (unknown,) = tokenizer.unreachable
+    with torch.no_grad():
+        model.norm.weight.zero_()
+        model.norm.bias.copy_(model.head.weight[unknown] * 99)  # by far the likeliest token
+    (answer,) = task.answers(model, [task.query(row(prompt="ba"))], 1)
+    assert tokenizer.decode([unknown]) not in answer["completion"]
