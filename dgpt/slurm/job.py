@@ -244,8 +244,12 @@ def main(script: str, verb: str, config: str, *overrides: str) -> int:
 
 
 def _verdicts(logs: Path) -> dict[str, Verdict]:
-    """By node."""
-    return {path.stem: Verdict.read(path) for path in logs.glob("*.json")}
+    """By node. A file server may refuse a file for a moment that an agent has just written anew."""
+    found: dict[str, Verdict] = {}
+    for path in logs.glob("*.json"):
+        with suppress(OSError):
+            found[path.stem] = Verdict.read(path)
+    return found
 
 
 def _record_of(job: str) -> dict[str, str]:

@@ -206,6 +206,16 @@ def test_verdicts_of_an_agent_are_for_the_batch_script(tmp_path: Path, monkeypat
     assert json.loads((tmp_path / "n1.json").read_text())["node"] == "n1"
 
 
+def test_a_verdict_that_cannot_be_read_yet_ends_no_job(tmp_path: Path) -> None:
+    from dgpt.outcome import Verdict
+    from dgpt.slurm import job
+
+    verdict = Verdict("n0", FAILED, "dgpt: hang", 1.5, False)
+    verdict.write(tmp_path / "n0.json")
+    (tmp_path / "n1.json").symlink_to("gone")  # reads as a stale file handle does: an OSError
+    assert job._verdicts(tmp_path) == {"n0": verdict}
+
+
 UNFIT = (
     '{"report": {"readings": [], "problems": [{"what": "GPU 3 of n1 computes wrong", "fix": "tell", '
     '"suspects": ["n1"], "fatal": true, "passing": false}], "world": 2, "seconds": 3.5, "reduce_seconds": 0.1}}'
