@@ -20,7 +20,7 @@ from types import FrameType
 from dgpt.config import LoopConfig
 from dgpt.errors import UserError
 from dgpt.kinds import load
-from dgpt.outcome import DONE, FAILED, STOPPED, Verdict, guard
+from dgpt.outcome import DONE, FAILED, MISTAKE, STOPPED, Verdict, guard
 from dgpt.slurm import client, events, launch, policy, preflight, requeue
 from dgpt.slurm.client import SlurmError
 from dgpt.slurm.clock import Clock
@@ -61,7 +61,11 @@ class Batch:
             start = events.next_restart(events.history(self.run_dir))
             if (refusal := self._begin(start)) is not None:
                 return refusal
-            end = self._unfit(start) or self._ranks(start)
+            try:
+                end = self._unfit(start) or self._ranks(start)
+            except UserError as error:  # no port is free
+                self._record("stop", start, error.what, MISTAKE, ends_chain=True)
+                raise
             facts = self._facts(end)
             decision, end = policy.decide(end, facts), replace(end, suspects=policy.blamed(end, facts))
             self._record("stop", start, decision.reason, decision.code, end, decision.ends_chain)
@@ -244,8 +248,12 @@ def main(script: str, verb: str, config: str, *overrides: str) -> int:
 
 
 def _verdicts(logs: Path) -> dict[str, Verdict]:
-    """By node."""
-    return {path.stem: Verdict.read(path) for path in logs.glob("*.json")}
+    """By node. A file server may refuse a file for a moment that an agent has just written anew."""
+    found: dict[str, Verdict] = {}
+    for path in logs.glob("*.json"):
+        with suppress(OSError):
+            found[path.stem] = Verdict.read(path)
+    return found
 
 
 def _record_of(job: str) -> dict[str, str]:

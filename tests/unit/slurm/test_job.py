@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from dgpt.errors import UserError
 from dgpt.outcome import DONE, FAILED, MISTAKE, STOPPED
 from dgpt.slurm.events import Event, history, record
 
@@ -204,6 +205,31 @@ def test_verdicts_of_an_agent_are_for_the_batch_script(tmp_path: Path, monkeypat
     assert agent._end(verdict) == DONE, "srun would end the other nodes while they save"
     assert Verdict.read(tmp_path / "n1.json") == verdict
     assert json.loads((tmp_path / "n1.json").read_text())["node"] == "n1"
+
+
+def test_a_start_that_is_refused_is_no_lost_node_to_the_next(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dgpt.slurm import job, launch
+
+    for name, value in (("SLURM_JOB_ID", "12"), ("SLURM_JOB_NODELIST", "n[0-1]"), ("SLURMD_NODENAME", "n0")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(launch, "port_is_free", lambda port: False)
+    monkeypatch.setattr(job, "die_with_parent", lambda: None)
+    before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
+    with pytest.raises(UserError, match="no port from"):
+        job.main("script", "pretrain", "run.toml")
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert told() == [("start", 0, 0, None), ("stop", 0, 0, MISTAKE)]
+
+
+def test_a_verdict_that_cannot_be_read_yet_ends_no_job(tmp_path: Path) -> None:
+    from dgpt.outcome import Verdict
+    from dgpt.slurm import job
+
+    verdict = Verdict("n0", FAILED, "dgpt: hang", 1.5, False)
+    verdict.write(tmp_path / "n0.json")
+    (tmp_path / "n1.json").symlink_to("gone")  # reads as a stale file handle does: an OSError
+    assert job._verdicts(tmp_path) == {"n0": verdict}
 
 
 UNFIT = (
