@@ -5,7 +5,7 @@ The same Python gives the same files. Validation has whole modules of its own, a
 
 import itertools
 import json
-import os
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def _limited(examples: list[Example], share: float) -> list[Example]:
 
 
 def _write(path: Path, examples: list[Example]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     lines = (json.dumps(example.row, ensure_ascii=False) + "\n" for example in examples)
     temporary.write_text("".join(lines), encoding="utf-8")
     temporary.replace(path)
