@@ -79,9 +79,10 @@ def _task(options: Namespace) -> "tuple[Found, dict[str, Any]]":
     model.model.to(_dtype(options.dtype))
     scores = evaluate_task(model, rows, batch_size=options.batch_size)
     skipped, cut = model.task.take_counts()
-    if skipped or cut:
-        print(f"rows above {model.task.max_tokens} tokens: " + (f"{skipped} left out" if skipped else "cut")
-              + f" (data.over_long = '{data.over_long}')", file=sys.stderr, flush=True)  # fmt: skip
+    if skipped:
+        print(f"left out {skipped} rows above {model.task.max_tokens} tokens (data.max_tokens)", file=sys.stderr)
+    if cut:
+        print("rows that are longer than the model reads were cut", file=sys.stderr)
     named = str(options.data) if options.data else f"validation rows of {data.dataset or data.validation or data.path}"
     return found, {"task": model.config.task.kind, "data": named, "rows": len(rows) - skipped, **scores}
 

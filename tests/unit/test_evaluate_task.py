@@ -72,7 +72,7 @@ def test_rows_that_are_left_out_are_told(finetuned: Path, capsys: pytest.Capture
     assert main(["evaluate", str(tmp_path / "run"), "--json"]) == DONE
     output, errors = capsys.readouterr()
     assert json.loads(output)["rows"] == 3
-    assert "rows above 96 tokens: 1 left out (data.over_long = 'skip')" in errors
+    assert "left out 1 rows above 96 tokens" in errors
 
 
 def test_a_picture_that_cannot_be_written_costs_no_run(
