@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack, redirect_stdout
 from hashlib import sha256
 from io import StringIO
@@ -85,6 +86,14 @@ def tune(runtime: Runtime, overrides: list[str], stop_after: int = 0) -> tuple[i
     for number, handler in before.items():
         signal.signal(number, handler)
     return code, state
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    """Workers in which no engine of pretraining has been: DeepSpeed remembers its mesh for the whole process."""
+    own = Pool()
+    yield own
+    own.close()
 
 
 def curve(run: Path) -> list[float]:

@@ -21,6 +21,7 @@ class Bytes:
 
     eod_id = 256
     vocab_size = 257
+    unreachable = ()
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
