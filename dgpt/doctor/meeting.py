@@ -140,6 +140,7 @@ def _result(pipe: Connection, left: float, seconds: float) -> tuple[Any, str]:
 
 
 def _answer(work: Callable[[Any], Any], item: Any, pipe: Connection) -> None:
+    torch.set_num_threads(1)  # OpenMP waits for ever, after a fork, for the threads that it had before
     try:
         answer = [work(item), ""]
     except Exception as error:

@@ -6,12 +6,11 @@ Prints a JSON object: scenario -> report. One process for all of them, as the im
 import json
 import multiprocessing
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,34 +82,34 @@ SCENARIOS: dict[str, dict[int, Fault]] = {
 NETWORK_FAULTS = ("no network", "dead link")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def node(name: str, index: int, port: int, folder: Path, answer: Any) -> None:
+    """The first one, on any free port, sends that port and then the report."""
     if name in NETWORK_FAULTS:
         examination.REDUCE_SECONDS, examination.PAIR_SECONDS = 6.0, 4.0
     if index in SCENARIOS[name]:
         SCENARIOS[name][index]()
     place = Place(NODES[index], index, len(NODES), "127.0.0.1", port, 1, NODES)
-    with suppress(OSError):
+    with suppress(OSError) if index else nullcontext():
         met = Meeting(place, arrive_seconds=10.0 if name == "silent" else 60.0)
+        if index == 0:
+            answer.send(met.place.port)
         report = examination.examine(place, Case(folder), examination.devices.examine, lambda: "", met)
         if report:
-            answer.send_bytes(json.dumps(report.to_json()).encode())
+            answer.send(report.to_json())
 
 
 def scenario(folder: Path, name: str) -> Any:
-    context, port = multiprocessing.get_context("fork"), free_port()
+    context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
-    started = [context.Process(target=node, args=(name, index, port, folder, theirs))
-               for index in range(len(NODES))]  # fmt: skip
+    first = context.Process(target=node, args=(name, 0, 0, folder, theirs))
+    first.start()
+    theirs.close()  # a first node that dies is seen at once
+    port = ours.recv()
+    started = [context.Process(target=node, args=(name, index, port, folder, None)) for index in range(1, len(NODES))]
     for process in started:
         process.start()
-    report = json.loads(ours.recv_bytes()) if ours.poll(60) else None
-    for process in started:
+    report = ours.recv() if ours.poll(60) else None
+    for process in [first, *started]:
         process.join(20)
         process.kill()
     return report

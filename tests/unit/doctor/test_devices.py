@@ -1,10 +1,13 @@
 """The product that every device computes, and what nvidia-smi says."""
 
+from dataclasses import asdict
+
 import pytest
 import torch
 
 from dgpt.doctor import devices
 from dgpt.doctor.devices import checksum, driver_version, examine, expected, matrices, troubles
+from dgpt.doctor.meeting import in_processes
 
 HEALTHY = "0, 550.54.15, 0, No, No, No, Not Active, Not Active\n"
 REPORT = HEALTHY + (
@@ -39,6 +42,14 @@ def test_the_cpu_of_this_machine_computes_right() -> None:
     found = examine(-1)
     assert found.checksum == found.expected == expected(devices.SIZE["cpu"])
     assert found.tflops > 0
+
+
+def test_a_forked_process_computes_where_its_parent_has_used_threads() -> None:
+    x = torch.ones(1000, 1000)
+    (x * x).sum(0)  # by OpenMP, in all cores
+    [(answer, error)] = in_processes(lambda index: asdict(examine(index)), [-1], 20.0)
+    assert not error
+    assert answer["checksum"] == expected(devices.SIZE["cpu"])
 
 
 def test_what_nvidia_smi_says_of_each_gpu() -> None:
