@@ -20,6 +20,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.elastic.rendezvous import RendezvousError
 
 from dgpt import outcome, runtime
+from dgpt.forked import forking, preload
 from dgpt.outcome import Verdict
 from dgpt.watch import remains
 from dgpt.watch.agent import Watch
@@ -61,13 +62,18 @@ def main(arguments: Sequence[str]) -> int:
 def _run(arguments: Sequence[str], relay: Relay) -> Verdict:
     for quiet in ("elastic.multiprocessing.api", "elastic.agent.server.api", "run"):
         logging.getLogger(f"torch.distributed.{quiet}").setLevel(logging.CRITICAL)  # conclude says it better
+    command = torchrun.parse_args(list(arguments))  # type: ignore[no-untyped-call]
+    if command.module and command.training_script == "dgpt.cli":
+        preload(*command.training_script_args[:1])
     with tempfile.TemporaryDirectory(prefix="dgpt-agent-") as folder:
         heartbeats, logs = Path(folder) / "heartbeats", Path(folder) / "logs"
         mark_as_agent(heartbeats)
         failures: Mapping[int, ProcessFailure] = {}
         with Watch(heartbeats, runtime.node(), _tell_hang) as watch:
             try:
-                torchrun.run(torchrun.parse_args(["--log-dir", str(logs), *arguments]))  # type: ignore[no-untyped-call]
+                command.log_dir = str(logs)
+                with forking():
+                    torchrun.run(command)  # type: ignore[no-untyped-call]
             except ChildFailedError as error:
                 failures = error.failures
             except RendezvousError as error:

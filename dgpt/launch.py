@@ -3,13 +3,23 @@
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
-import torch
-
-from dgpt import runtime
 from dgpt.errors import UserError
 from dgpt.scripts import script
+from dgpt.watch.runtime import nodes, under_torchrun
+
+DEVICES = ("nvidia[0-9]*", "kfd", "dxg")  # of NVIDIA, of AMD, and of either under Windows
+
+
+def visible_gpus(devices: Path = Path("/dev")) -> int:
+    """As torch counts them, which takes seconds to import: only where the kernel shows a device."""
+    if sys.platform == "linux" and not any(any(devices.glob(name)) for name in DEVICES):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def local_processes(nproc: int | None) -> int:
@@ -17,7 +27,7 @@ def local_processes(nproc: int | None) -> int:
 
     Raises UserError if `nproc` is not from 1 to the number of GPUs (where there are GPUs).
     """
-    gpus = torch.cuda.device_count()
+    gpus = visible_gpus()
     wanted = max(1, gpus) if nproc is None else nproc
     if wanted < 1 or (gpus and wanted > gpus):
         raise UserError(
@@ -30,7 +40,7 @@ def local_processes(nproc: int | None) -> int:
 
 def needs_torchrun(processes: int) -> bool:
     """Whether this process is to start others: more than one here, or several nodes (NNODES), and not started so."""
-    return not runtime.under_torchrun() and (processes > 1 or runtime.nodes() > 1)
+    return not under_torchrun() and (processes > 1 or nodes() > 1)
 
 
 def launch(command: Sequence[str], processes: int) -> NoReturn:

@@ -68,19 +68,9 @@ class Runtime:
         return values
 
 
-def under_torchrun() -> bool:
-    """Whether a launcher has already started this process as a rank."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
 def rank() -> int:
     """Global rank of this process; 0 without torchrun."""
     return int(os.environ.get("RANK", "0"))
-
-
-def nodes() -> int:
-    """Number of nodes that launch/torchrun.sh is told of (NNODES); 1 unless set."""
-    return int(os.environ.get("NNODES", "1"))
 
 
 def job_id() -> str:
@@ -110,6 +100,8 @@ def prepare_agent() -> None:
 
     gloo would take the interface that the host name resolves to, which is the loopback on many systems.
     """
+    if not torch.version.cuda:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     _prctl(PR_SET_CHILD_SUBREAPER, 1)  # what a killed worker has started comes to this process, which ends it
     if "SLURM_STEP_ID" in os.environ:
         kill_with_parent()  # Slurm's step daemon; nobody else would end an agent that has lost it

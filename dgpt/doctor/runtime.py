@@ -8,6 +8,7 @@ import psutil  # type: ignore[import-untyped]
 
 from dgpt import runtime
 from dgpt.errors import UserError
+from dgpt.watch.runtime import nodes
 
 
 @dataclass(frozen=True)
@@ -30,19 +31,19 @@ class Place:
 def this_place() -> Place:
     """Raises UserError if there are several nodes and they cannot meet."""
     of = os.environ.get
-    nodes = runtime.nodes()
+    count = nodes()
     addresses = of("DGPT_NODE_ADDRESSES", "").split()
     index = int(of("NODE_RANK") or (of("SLURM_NODEID", "0") if addresses else "0"))
     address = of("MASTER_ADDR", "")
-    if nodes > 1 and not address:
+    if count > 1 and not address:
         raise UserError("NNODES > 1 without MASTER_ADDR", rule="the nodes meet at an address of the first",
                         fix="set MASTER_ADDR to node 0, and NODE_RANK from 0 to NNODES - 1")  # fmt: skip
     own = addresses[index] if index < len(addresses) else of("NODE_ADDR", "")
     _use_interface(own)
-    names = of("DGPT_NODES", "").split() or [runtime.node() if i == index else f"node {i}" for i in range(nodes)]
-    port = int(of("MASTER_PORT", "29400" if nodes > 1 else "0"))
+    names = of("DGPT_NODES", "").split() or [runtime.node() if i == index else f"node {i}" for i in range(count)]
+    port = int(of("MASTER_PORT", "29400" if count > 1 else "0"))
     return Place(
-        runtime.node(), index, nodes, address or "127.0.0.1", port, int(of("NPROC_PER_NODE", "0")), tuple(names)
+        runtime.node(), index, count, address or "127.0.0.1", port, int(of("NPROC_PER_NODE", "0")), tuple(names)
     )
 
 

@@ -6,6 +6,7 @@ DeepSpeed's own checkpoints are not used; `fragments` reaches the fp32 weights a
 import warnings
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +23,15 @@ from dgpt.train.optimizer import make_optimizer
 
 
 def import_deepspeed() -> Any:
-    """DeepSpeed, without its shared memory collective, which it would compile before the first step on a CPU."""
+    """DeepSpeed, without what it would compile before the first step: its shared memory collective on a CPU, and Muon,
+    which dgpt does not use, and for which torch would import its compiler (2 s on each rank).
+    """
     import deepspeed
     import deepspeed.ops
+    from deepspeed.runtime import compiler
 
+    with patch.object(compiler, "compile", lambda: lambda function: function):
+        import deepspeed.runtime.zero.muon.original_muon
     # It calls torch's collectives by names that torch 2.13 renamed.
     warnings.filterwarnings("ignore", r"`torch.distributed.\w+` is deprecated", FutureWarning)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

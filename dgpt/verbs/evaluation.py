@@ -19,7 +19,7 @@ TIMEOUT_SECONDS = 1800  # of a collective: the ranks may be as far apart as thei
 
 
 def evaluate(options: Namespace) -> int:
-    from dgpt.runtime import under_torchrun
+    from dgpt.watch.runtime import under_torchrun
 
     _check(options)
     if not under_torchrun() and _asks_for_task(options):

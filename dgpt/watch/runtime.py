@@ -1,6 +1,8 @@
 """What an agent tells its workers through the environment; no torch, unlike dgpt.runtime."""
 
 import os
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 AGENT_PID = "DGPT_AGENT_PID"
@@ -21,3 +23,21 @@ def heartbeat_folder() -> Path | None:
 def mark_as_agent(heartbeats: Path) -> None:
     """Let the workers that this process will start know their parent, and its folder."""
     os.environ[AGENT_PID], os.environ[BEATS] = str(os.getpid()), str(heartbeats)
+
+
+def become(environment: Mapping[str, str]) -> None:
+    """Let a forked process have this environment and no other, and a name that `ps` and `top` show."""
+    os.environ.clear()
+    os.environ.update(environment)
+    with suppress(OSError):  # not Linux
+        Path("/proc/self/comm").write_text(f"dgpt rank {os.environ.get('RANK', '')}", encoding="ascii")
+
+
+def under_torchrun() -> bool:
+    """Whether a launcher has already started this process as a rank."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def nodes() -> int:
+    """Number of nodes that launch/torchrun.sh is told of (NNODES); 1 unless set."""
+    return int(os.environ.get("NNODES", "1"))

@@ -223,7 +223,7 @@ def test_a_stopped_rank_is_named_within_ten_seconds_and_the_next_start_goes_on(f
     command = ("pretrain", "run.toml", "--nproc", "2", "run_dir=hung", "checkpoint.every_steps=10")
     with started(folder, *command, "parallel.hang_seconds=4") as process:
         wait_for_step(folder / "hung", 15)
-        (rank,) = [child for child in psutil.Process(process.pid).children() if child.environ().get("RANK") == "1"]
+        (rank,) = [child for child in psutil.Process(process.pid).children() if child.name() == "dgpt rank 1"]
         rank.send_signal(signal.SIGSTOP)
         fault = time.monotonic()
         code, _, errors = end(process)

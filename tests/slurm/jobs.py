@@ -21,6 +21,7 @@ from dgpt.train.rows import read_rows
 Figure = Callable[[str, float], None]  # what was measured, seconds
 ROOT = Path(__file__).parents[2]
 STEPS = 100
+RANK = "dgpt rank "  # and its number: the name of a process
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY")
 RUN = f"""
 model = {{ n_layer = 1, n_head = 2, n_embd = 32, seq_len = 32, vocab_multiple = 32 }}
@@ -108,12 +109,11 @@ class Job:
     def agents(self) -> dict[str, psutil.Process]:
         """Node -> the launcher of its ranks."""
         return {name: process for name in self.cluster.names for process in self.cluster.processes(name)
-                if "dgpt.agent" in process.cmdline() and "RANK" not in process.environ()}  # fmt: skip
+                if "dgpt.agent" in process.cmdline() and not process.name().startswith(RANK)}  # fmt: skip
 
     def ranks(self) -> dict[int, psutil.Process]:
-        return {
-            int(worker.environ()["RANK"]): worker for agent in self.agents().values() for worker in agent.children()
-        }
+        workers = (worker for agent in self.agents().values() for worker in agent.children())
+        return {int(worker.name().removeprefix(RANK)): worker for worker in workers}
 
 
 def submit(cluster: Hosts, folder: Path, name: str, *overrides: str, nodes: int = 2, processes: int = 2,

@@ -15,15 +15,15 @@ from jobs import ROOT, STEPS, Figure, Job, assert_same_run, difference, losses, 
 from dgpt.checkpoint import list_checkpoints
 
 CRASH = """
-import os, signal
-if os.environ.get("RANK") == "1":
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
+import os, signal, threading, time
 
-BAD_NODE = """
-import os, signal
-if os.environ.get("SLURMD_NODENAME") == "n1" and "RANK" in os.environ:
-    os.kill(os.getpid(), signal.SIGKILL)
+def crash():
+    while "RANK" not in os.environ:
+        time.sleep(0.01)
+    if %s:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+os.register_at_fork(after_in_child=lambda: threading.Thread(target=crash, daemon=True).start())
 """
 
 
@@ -122,7 +122,7 @@ def test_jobs_on_the_same_nodes_do_not_meet_and_a_run_folder_has_one_job(
 
 
 def test_a_run_that_makes_no_progress_ends(cluster: Hosts, runs: Path, tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(CRASH)
+    (tmp_path / "sitecustomize.py").write_text(CRASH % "os.environ['RANK'] == '1'")
     job = submit(cluster, runs, "loop", PYTHONPATH=f"{tmp_path}:{ROOT}")
     assert job.end() == "FAILED"
     assert "rank 1 on n0 " in job.text()
@@ -133,7 +133,7 @@ def test_a_run_that_makes_no_progress_ends(cluster: Hosts, runs: Path, tmp_path:
 def test_a_node_that_fails_twice_is_left_out_and_the_run_ends_without_it(
     cluster: Hosts, runs: Path, undisturbed: Job, tmp_path: Path
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(BAD_NODE)
+    (tmp_path / "sitecustomize.py").write_text(CRASH % "os.environ['SLURMD_NODENAME'] == 'n1'")
     job = submit(cluster, runs, "bad", PYTHONPATH=f"{tmp_path}:{ROOT}")
     assert job.end() == "COMPLETED", job.tail()
     assert job.starts()[:2] == [["n0", "n1"], ["n0", "n1"]]

@@ -27,12 +27,13 @@ ALLOWED = {
     "huggingface": {"checkpoint", "config", "data", "errors", "model", "storage"},
     "train": {"config", "errors", "model", "watch"},
     "tasks": {"config", "data", "errors", "model"},
-    "launch": {"errors", "runtime", "scripts"},
+    "launch": {"errors", "scripts", "watch"},
     "scripts": set(),
     "slurm": {"config", "doctor", "errors", "kinds", "lease", "outcome", "scripts", "watch"},
-    "doctor": {"config", "errors", "kinds", "outcome", "runtime", "tables"},
+    "doctor": {"config", "errors", "kinds", "outcome", "runtime", "tables", "watch"},
     "kinds": {"config"},
-    "agent": {"outcome", "runtime", "watch"},
+    "agent": {"forked", "outcome", "runtime", "watch"},
+    "forked": {"cli", "outcome", "parallel", "watch"},
     "outcome": {"errors", "runtime", "watch"},
 }
 FILES = sorted(ROOT.rglob("*.py"))

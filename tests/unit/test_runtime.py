@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dgpt import runtime
+from dgpt.watch.runtime import nodes, under_torchrun
 
 
 def test_a_process_alone_is_rank_0_of_1(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,7 +19,7 @@ def test_a_process_alone_is_rank_0_of_1(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")  # so that `start` leaves the environment of this process alone
     process = runtime.start(timeout_seconds=1)
     assert (process.rank, process.local_rank, process.world_size, process.is_main) == (0, 0, 1, True)
-    assert (runtime.under_torchrun(), runtime.rank(), runtime.nodes(), runtime.report_file()) == (False, 0, 1, None)
+    assert (under_torchrun(), runtime.rank(), nodes(), runtime.report_file()) == (False, 0, 1, None)
 
 
 def test_a_worker_reports_to_the_agent_and_to_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:

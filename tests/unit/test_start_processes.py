@@ -1,5 +1,7 @@
 """How many processes a launch starts, and when it starts any."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -11,15 +13,23 @@ from dgpt.errors import UserError
 def test_one_process_per_gpu_or_as_asked(
     monkeypatch: pytest.MonkeyPatch, gpus: int, nproc: int | None, expected: int
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(launch, "visible_gpus", lambda: gpus)
     assert launch.local_processes(nproc) == expected
 
 
 @pytest.mark.parametrize(("gpus", "nproc"), [(0, 0), (4, 5), (4, -1)])
 def test_a_number_that_cannot_be_started_is_refused(monkeypatch: pytest.MonkeyPatch, gpus: int, nproc: int) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(launch, "visible_gpus", lambda: gpus)
     with pytest.raises(UserError, match=f"--nproc = {nproc}, and this machine shows {gpus} GPUs"):
         launch.local_processes(nproc)
+
+
+def test_torch_counts_gpus_where_the_kernel_shows_any(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    (tmp_path / "nvidiactl").touch()
+    assert launch.visible_gpus(tmp_path) == 0
+    (tmp_path / "nvidia0").touch()
+    assert launch.visible_gpus(tmp_path) == 3
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,115 @@
+"""Workers forked from their agent, which has imported what they need: a start takes the imports once, not once a rank.
+
+torchrun starts each worker as a new Python; with several to a core, or from a cold network file system, their imports
+take most of the time of a restart. docs/decisions/forked_workers.md has what was measured, and what is safe.
+"""
+
+import gc
+import importlib
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import get_context
+from subprocess import Popen, TimeoutExpired
+from typing import IO, Any
+
+import torch
+from torch.distributed.elastic.multiprocessing import api
+from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
+
+from dgpt.cli import main
+from dgpt.outcome import leave
+from dgpt.watch.runtime import become
+
+COMMAND = ("-u", "-m", "dgpt.cli")  # of torchrun, after the name of Python
+FACTORY = "get_subprocess_handler"  # torchrun has no option for it; so in torch 2.11 to 2.13
+HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGQUIT)  # by the agent, and not so by a worker
+LOOP = ("torch._dynamo", "torch.utils.tensorboard", "sentencepiece.sentencepiece_model_pb2")
+NEEDED = {
+    "pretrain": ("dgpt.pretrain", *LOOP),
+    "finetune": ("dgpt.finetune", *LOOP),
+    "evaluate": ("dgpt.evaluate",),
+}
+
+
+def preload(verb: str = "") -> None:
+    """Import what the workers of `verb` will need. Nothing here may touch a GPU: CUDA does not outlive a fork."""
+    for module in NEEDED.get(verb, ()):
+        with suppress(ImportError):  # a worker says it better
+            importlib.import_module(module)
+    if verb == "pretrain" and not torch.version.cuda:  # DeepSpeed looks for devices when it is imported
+        from dgpt.parallel.engine_zero import import_deepspeed
+
+        import_deepspeed()
+        importlib.import_module("deepspeed.module_inject.auto_ep_layer")  # for a warning
+    gc.freeze()  # the collector would write to, and so copy, the pages that workers share
+
+
+@contextmanager
+def forking() -> Iterator[None]:
+    """While this lasts, torchrun forks workers that are `dgpt.cli`; it starts any other command as it always does."""
+    before = getattr(api, FACTORY)
+    setattr(api, FACTORY, ForkedHandler)
+    try:
+        yield
+    finally:
+        setattr(api, FACTORY, before)
+
+
+class ForkedHandler(SubprocessHandler):
+    """What torchrun knows of one worker."""
+
+    def _popen(self, args: tuple[str, ...], env: dict[str, str]) -> Popen[Any]:
+        if args[1 : 1 + len(COMMAND)] != COMMAND:
+            return super()._popen(args, env)
+        return Worker(args[1 + len(COMMAND) :], env, self._stdout, self._stderr)  # type: ignore[return-value]
+
+
+class Worker:
+    """A forked process, with what torchrun uses of subprocess.Popen."""
+
+    def __init__(
+        self, arguments: Sequence[str], env: dict[str, str], stdout: IO[str] | None, stderr: IO[str] | None
+    ) -> None:
+        self._process = get_context("fork").Process(target=_work, args=(arguments, env, stdout, stderr))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: of threads, none of which a worker needs
+            self._process.start()
+        assert self._process.pid
+        self.pid = self._process.pid
+        _lead_group(self.pid)  # the worker does it too: whichever is first, torchrun signals the group
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise TimeoutExpired("dgpt", timeout or 0.0)
+        return self._process.exitcode
+
+
+def _lead_group(pid: int) -> None:
+    """A Ctrl-C in the terminal reaches the agent alone, which passes it on."""
+    try:
+        os.setpgid(pid, pid)
+    except (PermissionError, ProcessLookupError):  # it has ended
+        return
+
+
+def _work(arguments: Sequence[str], env: dict[str, str], stdout: IO[str] | None, stderr: IO[str] | None) -> None:
+    """As `python -u -m dgpt.cli *arguments` in that environment."""
+    _lead_group(os.getpid())
+    for number in HANDLED:
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for stream, file in ((sys.stdout, stdout), (sys.stderr, stderr)):
+        if file:
+            os.dup2(file.fileno(), stream.fileno())
+        stream.reconfigure(write_through=True)  # type: ignore[union-attr]
+    become(env)
+    sys.argv = ["dgpt", *arguments]
+    leave(main(arguments))
