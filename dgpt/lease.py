@@ -38,13 +38,18 @@ class Holder:
     started: int  # when the process began, in clock ticks after the boot: what makes a pid unique
     job: str  # of the scheduler, or empty
     stale_seconds: float  # it wants to be thought dead after so long a silence
+    requeues: int = 0  # of the job, before it started this holder
 
     @classmethod
-    def this(cls, job: str, stale_seconds: float) -> "Holder":
-        return cls(socket.gethostname(), _boot(), os.getpid(), _started(os.getpid()) or 0, job, stale_seconds)
+    def this(cls, job: str, stale_seconds: float, requeues: int = 0) -> "Holder":
+        return cls(socket.gethostname(), _boot(), os.getpid(), _started(os.getpid()) or 0, job, stale_seconds, requeues)
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}" + f" (job {self.job})" * bool(self.job)
+
+    def precedes(self, other: "Holder") -> bool:
+        """Whether the scheduler has taken the job from this holder's nodes, and started it again with the other."""
+        return bool(self.job) and self.job == other.job and self.requeues < other.requeues
 
     @property
     def fate(self) -> bool | None:
@@ -65,14 +70,15 @@ class Lease:
         self._beat.start()
 
     @classmethod
-    def take(cls, run_dir: str | Path, job: str = "", *, stale_seconds: float = 60.0) -> "Lease":
+    def take(cls, run_dir: str | Path, job: str = "", *, requeues: int = 0, stale_seconds: float = 60.0) -> "Lease":
         """Wait until the folder is free, or its holder counts as dead; then it is ours.
 
-        stale_seconds: without a sign of life for so long, a holder counts as dead. Raises UserError that names the
-        holder when it lives.
+        job, requeues: of the scheduler; what this job started before it was requeued counts as dead. stale_seconds:
+        without a sign of life for so long, a holder counts as dead. Raises UserError that names the holder when it
+        lives.
         """
         try:
-            return cls(_take(run_dir, Holder.this(job, stale_seconds)), stale_seconds / BEATS)
+            return cls(_take(run_dir, Holder.this(job, stale_seconds, requeues)), stale_seconds / BEATS)
         except OSError as error:
             raise UserError(f"run_dir = '{run_dir}' cannot be locked: {error}",
                             rule="a run makes a small file there, so that no other job writes to the folder",
@@ -200,7 +206,9 @@ def _outlive(path: Path, run_dir: str | Path, taker: Holder) -> None:
         holder, age = _read(path), _file_server_time(path.parent) - touched
         stale = max(taker.stale_seconds, holder.stale_seconds if holder else 0)
         fate = holder.fate if holder else None
-        if fate is False or (age > stale and time.monotonic() - since > stale / 4):
+        if fate is False or (holder and holder.precedes(taker)):
+            return
+        if age > stale and time.monotonic() - since > stale / 4:
             return
         if touched != first or (fate and age < 3 * stale / BEATS):
             raise _in_use(run_dir, holder, age)

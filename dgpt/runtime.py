@@ -78,6 +78,11 @@ def job_id() -> str:
     return os.environ.get("SLURM_JOB_ID", "")
 
 
+def requeues() -> int:
+    """How often the scheduler has started this job again."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
 def report_file() -> Path | None:
     """Where a worker leaves its report (dgpt.outcome); None unless dgpt.agent started it and reads it."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")

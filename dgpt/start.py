@@ -47,7 +47,8 @@ def _lease(config: LoopConfig, trained: int, runtime: Runtime) -> Iterator[Lease
 
         def take() -> None:
             stale = config.resume.stale_lock_seconds
-            leases.append(stack.enter_context(Lease.take(config.run_dir, processes.job_id(), stale_seconds=stale)))
+            lease = Lease.take(config.run_dir, processes.job_id(), requeues=processes.requeues(), stale_seconds=stale)
+            leases.append(stack.enter_context(lease))
             clean(Path(config.run_dir) / CHECKPOINTS)
             check_space(config, trained)
 

@@ -32,7 +32,7 @@ GIVE_UP_SECONDS = 45.0  # after the first failure; Slurm kills the other nodes' 
 PROBE_SECONDS = 20.0
 POLL_SECONDS = 0.5
 NO_END = End(DONE, "")
-PAUSE_SECONDS = 1.0  # before a start in the same allocation; a second one without progress is left to a requeue
+PAUSE_SECONDS = 0.2  # before a start in the same allocation; a second one without progress is left to a requeue
 
 
 class Batch:

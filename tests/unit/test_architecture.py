@@ -32,8 +32,7 @@ ALLOWED = {
     "slurm": {"config", "doctor", "errors", "kinds", "lease", "outcome", "scripts", "watch"},
     "doctor": {"config", "errors", "kinds", "outcome", "runtime", "tables", "watch"},
     "kinds": {"config"},
-    "agent": {"forked", "outcome", "runtime", "watch"},
-    "forked": {"cli", "outcome", "parallel", "watch"},
+    "agent": {"cli", "outcome", "parallel", "runtime", "watch"},
     "outcome": {"errors", "runtime", "watch"},
 }
 FILES = sorted(ROOT.rglob("*.py"))

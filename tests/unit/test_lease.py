@@ -113,6 +113,18 @@ def test_another_machine_counts_as_dead_after_its_time_and_not_before(tmp_path, 
     assert "on node9 (job 77); without a sign of life for 0.6 s it counts as dead" in error
 
 
+def test_what_a_job_left_before_it_was_requeued_is_succeeded_at_once(tmp_path):
+    lost = replace(Holder.this("77", 1000.0, requeues=0), host="node9", boot="another")
+    left_by(tmp_path, lost)
+    for job, requeues in (("77", 0), ("78", 1), ("", 1)):
+        assert not lost.precedes(Holder.this(job, 1000.0, requeues))
+    assert not replace(lost, job="").precedes(Holder.this("", 1000.0, requeues=1))
+    before = time.monotonic()
+    with Lease.take(tmp_path, "77", requeues=1, stale_seconds=1000.0) as lease:
+        assert lease.epoch == 2
+    assert time.monotonic() - before < 100
+
+
 def test_another_machine_that_gives_a_sign_of_life_is_respected(tmp_path):
     path = left_by(tmp_path, replace(Holder.this("", 0.6), host="node9", boot="another"))
     alive = threading.Timer(0.15, os.utime, (path,))
@@ -144,7 +156,7 @@ def test_of_many_at_once_one_gets_it(tmp_path):
     def take() -> None:
         together.wait()
         try:
-            got.append(Lease.take(tmp_path, stale_seconds=300))
+            got.append(Lease.take(tmp_path, stale_seconds=12))
         except UserError as error:
             got.append(error)
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dgpt import outcome, runtime
-from dgpt.agent import first_failure, hung, judge
+from dgpt.agent.node import first_failure, hung, judge
 from dgpt.errors import TrainingError, UserError
 from dgpt.watch.hang import Hang
 

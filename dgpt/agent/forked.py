@@ -1,7 +1,7 @@
 """Workers forked from their agent, which has imported what they need: a start takes the imports once, not once a rank.
 
 torchrun starts each worker as a new Python; with several to a core, or from a cold network file system, their imports
-take most of the time of a restart. docs/decisions/forked_workers.md has what was measured, and what is safe.
+take most of the time of a restart. docs/decisions/forked-workers.md has what was measured, and what is safe.
 """
 
 import gc
@@ -46,6 +46,7 @@ def preload(verb: str = "") -> None:
         import_deepspeed()
         importlib.import_module("deepspeed.module_inject.auto_ep_layer")  # for a warning
     gc.freeze()  # the collector would write to, and so copy, the pages that workers share
+    gc.enable()
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""`python -m dgpt.agent`: torchrun's main for one node, with signals that wait for a save and exit codes that say why.
+"""Torchrun's main for one node, with signals that wait for a save and exit codes that say why.
 
-launch/torchrun.sh runs it with the options of torchrun. Plain torchrun answers a signal by killing its workers after
+Plain torchrun answers a signal by killing its workers after
 30 seconds (torch 2.11), and ends with 1 and a table whatever their exit codes were.
 """
 
@@ -20,7 +20,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.elastic.rendezvous import RendezvousError
 
 from dgpt import outcome, runtime
-from dgpt.forked import forking, preload
+from dgpt.agent.forked import forking, preload
 from dgpt.outcome import Verdict
 from dgpt.watch import remains
 from dgpt.watch.agent import Watch
@@ -165,7 +165,3 @@ def _describe(rank: int, failures: Mapping[int, ProcessFailure], reports: Mappin
     after = f"; ranks {', '.join(map(str, others))} ended after it" if others else ""
     trace = reports[rank].message.rstrip() + "\n" if rank in reports else ""
     return f"{trace}dgpt: {where} {how}{after}"
-
-
-if __name__ == "__main__":
-    outcome.leave(main(sys.argv[1:]))
