@@ -84,11 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
     size = SIZES[options.size]
     for processes in options.nproc:
-        for dtype in size.dtypes:
+        for dtype in options.dtype or size.dtypes:
             with tempfile.TemporaryDirectory(prefix="dgpt-benchmark-") as folder:
                 write_tokens(Path(folder) / "tokens", size.model["vocab_size"])
                 arms = [arm for arm in arms_of(processes, dtype) if not options.only or arm.kind in options.only]
-                if "fp32" in size.dtypes and anchor_of() not in arms and not options.only:
+                wanted = not options.only or anchor_of().kind in options.only
+                if "fp32" in size.dtypes and anchor_of() not in arms and wanted:
                     arms.append(anchor_of())
                 results = compete(arms, size, options, Path(folder))
                 print(report(results, bars_of(processes, dtype), processes, dtype), flush=True)
@@ -155,6 +156,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--nproc", type=int, nargs="+", default=[1, 2], help="numbers of processes (default: 1 2)")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), nargs="+", help="default: all that the size is for")
     parser.add_argument("--rounds", type=int, default=7, help="measured rounds (default: 7)")
     parser.add_argument("--steps", type=int, default=3, help="optimizer steps a round (default: 3)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="kinds of arms, e.g. dgpt bare")

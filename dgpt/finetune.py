@@ -1,6 +1,7 @@
 """`dgpt finetune`: a trained model and the examples of a task become a model for that task."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from dgpt.run import Run
 from dgpt.runtime import Runtime
 from dgpt.setup import Setup
 from dgpt.start import start
-from dgpt.tasks.base import Answer, Scores
+from dgpt.tasks.base import Scores
 from dgpt.tasks.loader import held_out_batches
 from dgpt.train.best import Best, measured
 from dgpt.train.loop import GO_ON, Verdict
@@ -108,7 +109,8 @@ class Finetuning(Run):
         model.eval()
         with torch.no_grad(), self.engine.accelerator.autocast():
             queries = held_out.queries[self.mesh.dp_rank :: self.mesh.dp_size]
-            mine = list(self._heard(task.answers(model, queries, self.setup.plan.micro_batch_size)))
+            with self._heard():
+                mine = list(task.answers(model, queries, self.setup.plan.micro_batch_size))
         model.train()
         self.pulse.enter(done, "evaluate")  # ahead of the ranks that it waits for
         with self.pulse.patient():
@@ -118,11 +120,14 @@ class Finetuning(Run):
                 self._show(picture, done)
             return self.runtime.on_main(lambda: task.scores(held_out.golds, answers) if answers else {})
 
-    def _heard(self, answers: Iterable[Answer]) -> Iterator[Answer]:
-        """The same, with a sign of life at each: some take longer than others."""
-        for answer in answers:
-            self.pulse.alive()
-            yield answer
+    @contextmanager
+    def _heard(self) -> Iterator[None]:
+        """A sign of life at each forward pass: a batch of long answers takes minutes, and each token of it one pass."""
+        handle = self.engine.model.wte.register_forward_pre_hook(lambda *_: self.pulse.alive())
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def _show(self, picture: NDArray[np.uint8], done: int) -> None:
         """In TensorBoard, and the newest one as run_dir/confusion_matrix.png; a full disk costs it and no run."""

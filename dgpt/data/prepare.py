@@ -25,7 +25,7 @@ from dgpt.data.shards import check_sizes, read_index
 from dgpt.data.sources import documents, units
 from dgpt.data.tokenizer import SETTINGS_FILE, Tokenizer, load_existing, load_tokenizer
 from dgpt.data.tokenizer_training import even_sample, train_tokenizer
-from dgpt.data.work import tokenise_units
+from dgpt.data.work import tokenise_units, worker_processes
 from dgpt.errors import UserError
 
 SAMPLE_FROM = 4  # times tokenizer.train_bytes: how much text is read to draw the tokenizer's sample from
@@ -39,6 +39,7 @@ def prepare(config: RunConfig, *, console: Console) -> None:
         shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)  # of a start that was ended at its very last step
         console.print(f"{folder} is prepared already, with these settings: nothing to do")
     else:
+        worker_processes(config.data.num_workers)  # a mistake is said before the tokenizer is trained
         with alone_in(folder):
             _prepare(find_preparation(config), console)
     console.print(summary(folder))

@@ -12,7 +12,9 @@ from dgpt.data.pool import WorkerPool
 from dgpt.data.preparation import Preparation
 from dgpt.data.sources import Unit, units
 from dgpt.data.tokenise import Tokenise, UnitCounts, read_counts, unit_path
+from dgpt.errors import UserError
 
+MOST_PER_CORE = 8
 UNITS_FILE = "units.json"  # written when all units are there; from then on they may go
 
 
@@ -28,12 +30,22 @@ def tokenise_units(job: Preparation, console: Console) -> list[list[UnitCounts]]
 
 def _tokenise_missing(job: Preparation, console: Console) -> None:
     data = job.config.data
-    processes = data.num_workers or len(os.sched_getaffinity(0))
+    processes = worker_processes(data.num_workers)
     make_worker = Tokenise(job.work, data.sources, data.val_fraction)
     disk_bytes = job.disk_bytes if job.known_size else None
     with Meter(console, disk_bytes) as meter, WorkerPool(processes, make_worker) as pool:
         for counts, read_bytes in pool.map_unordered(_missing(job, meter)):
             meter.advance(counts.text_bytes, counts.train_tokens + counts.val_tokens, read_bytes)
+
+
+def worker_processes(wanted: int) -> int:
+    """data.num_workers, or one per core. Raises UserError for more than this machine can use."""
+    cores = len(os.sched_getaffinity(0))
+    if wanted > MOST_PER_CORE * cores:
+        raise UserError(f"data.num_workers = {wanted} on {cores} cores",
+                        rule=f"at most {MOST_PER_CORE} processes to a core, as each computes all the time",
+                        fix="set it to 0 for one to a core")  # fmt: skip
+    return wanted or cores
 
 
 def _missing(job: Preparation, meter: Meter) -> Iterator[Unit]:

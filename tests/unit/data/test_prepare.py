@@ -204,6 +204,14 @@ def workers_are_gone(process: subprocess.Popen[bytes]) -> bool:
     return False
 
 
+def test_more_processes_than_the_machine_can_use_are_refused_at_once(tmp_path: Path, corpus: Any) -> None:
+    cores = len(os.sched_getaffinity(0))
+    source = {"path": str(corpus.jsonl(tmp_path / "a.jsonl", corpus.texts(3)))}
+    with pytest.raises(UserError, match=rf"num_workers = 500 on {cores} cores"):
+        corpus.prepare(corpus.config(tmp_path / "data", [source], num_workers=500))
+    assert not (tmp_path / "data").exists()
+
+
 def make_streams(corpus: Any, folder: Path) -> list[dict[str, object]]:
     """Sources of each kind of unit: parts of a file, a compressed stream, and a data set."""
     import gzip
