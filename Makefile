@@ -10,6 +10,9 @@ BIN    := $(VENV)/bin
 DEMO   := configs/pretrain/demo.toml
 NPROC  ?= 2
 
+# Tests and runs start hundreds of processes; each would compile dgpt anew where the environment forbids caches.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup pretrain test test-slurm slurm lint bench clean
 

@@ -158,10 +158,12 @@ def when(rank: int, failures: Mapping[int, ProcessFailure], reports: Mapping[int
 
 
 def _describe(rank: int, failures: Mapping[int, ProcessFailure], reports: Mapping[int, outcome.Report]) -> str:
-    failure = failures[rank]
+    failure, report = failures[rank], reports.get(rank)
+    if report and report.final:  # all ranks ended together, for a reason that is no rank's own
+        return report.message
     where = f"rank {rank} on {runtime.node()} (process {failure.pid})"
     how = f"was killed by {failure.signal_name()}" if failure.exitcode < 0 else f"failed, exit code {failure.exitcode}"
     others = sorted(set(failures) - {rank})
     after = f"; ranks {', '.join(map(str, others))} ended after it" if others else ""
-    trace = reports[rank].message.rstrip() + "\n" if rank in reports else ""
+    trace = report.message.rstrip() + "\n" if report else ""
     return f"{trace}dgpt: {where} {how}{after}"

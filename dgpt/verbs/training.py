@@ -33,9 +33,12 @@ def pretrain(config: RunConfig, options: Namespace) -> int:
 
 def parity(config: RunConfig, options: Namespace) -> int:
     start_processes(options.nproc)
+    from dgpt.errors import TrainingError
     from dgpt.parallel.parity import compare
 
-    return outcome.DONE if compare(config, options.steps, options.tolerance) else outcome.FAILED
+    if not compare(config, options.steps, options.tolerance):
+        raise TrainingError(f"not all topologies are within --tolerance = {options.tolerance:g} of one process")
+    return outcome.DONE
 
 
 def tensorboard(options: Namespace) -> int:

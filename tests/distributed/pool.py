@@ -1,4 +1,4 @@
-"""A warm pool of gloo processes: torch and deepspeed are imported once for all distributed tests.
+"""A warm pool of gloo processes, forked from a server that has imported torch and deepspeed for all distributed tests.
 
 `pool.run(function, world, **kwargs)` calls `function(runtime, **kwargs)` on `world` ranks, in a process group of their
 own that lasts for the call, and returns the results in the order of ranks.
@@ -14,10 +14,11 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch.multiprocessing as mp
 
-JOBS_PER_SET = 20  # DeepSpeed's hooks keep every engine alive, and with it groups whose threads wake all the time
+JOBS_PER_SET = 3  # DeepSpeed's hooks keep every engine alive, and with it groups whose threads wake all the time
 
 
 class RankError(AssertionError):
@@ -47,11 +48,13 @@ class Pool:
         return [result for _, result in answers]
 
     def _start(self, world: int) -> list[tuple[Any, Connection]]:
-        context = mp.get_context("spawn")
-        for _ in range(world):
+        context = mp.get_context("forkserver")
+        context.set_forkserver_preload(["preloaded"])
+        for number in range(world):
             ours, theirs = context.Pipe()
-            worker = context.Process(target=_serve, args=(theirs,), daemon=True)
-            worker.start()
+            worker = context.Process(target=_serve, args=(theirs, number), daemon=True)
+            with patch.dict(os.environ, PYTHONPATH=str(Path(__file__).parent)):  # the server of Python 3.11 has no path
+                worker.start()
             theirs.close()
             self.sets[world].append((worker, ours))
         return self.sets[world]
@@ -66,10 +69,12 @@ class Pool:
             self._stop(workers)
 
 
-def _serve(pipe: Connection) -> None:
+def _serve(pipe: Connection, number: int) -> None:
     import torch
 
     torch.set_num_threads(1)
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[number % len(cores)]})  # a rank and its threads on one core take a fifth less time
     warnings.simplefilter("error", UserWarning)
     while True:
         job = pipe.recv()

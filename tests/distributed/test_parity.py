@@ -28,8 +28,9 @@ def distance(pool: Pool, config: RunConfig, world: int, reference: Curve) -> flo
 def test_topology_equals_one_process(
     pool: Pool, reference: dict[str, Curve], shape: str, tp: int, dp: int, zero_stage: int
 ) -> None:
+    micro = f"training.micro_batch_size={4 // dp}"  # two micro steps
     for sequence_parallel in (False, True) if tp > 1 else (False,):
-        config = topology(tiny(f"model.shape={shape}"), tp, zero_stage, sequence_parallel)
+        config = topology(tiny(f"model.shape={shape}", micro), tp, zero_stage, sequence_parallel)
         assert distance(pool, config, tp * dp, reference[shape]) < 1e-5
 
 
@@ -75,9 +76,9 @@ def test_activation_checkpointing_changes_no_bit(
         overrides += [f"activation_checkpointing.selective_every={extra}"] if extra.isdigit() else []
         overrides += ["activation_checkpointing.offload=true"] if extra == "offloaded" else []
         config = topology(tiny(*overrides), tp, zero_stage, sequence_parallel)
-        curves.append(pool.run(curve, tp * dp, config=config))
+        curves.append(pool.run(curve, tp * dp, config=config, steps=3))
     assert all(other == curves[0] for other in curves[1:])
-    assert curves[0][0].losses != pool.run(curve, 1, config=tiny())[0].losses, "dropout had no effect"
+    assert curves[0][0].losses != pool.run(curve, 1, config=tiny(), steps=3)[0].losses, "dropout had no effect"
 
 
 def test_compiled_blocks_compute_the_same_under_tp(pool: Pool) -> None:

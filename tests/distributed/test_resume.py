@@ -57,7 +57,7 @@ def test_same_shape_continues_bit_for_bit(
         assert b.state != a.state
         assert c.state == a.state
         assert b.micro_steps + c.micro_steps == a.micro_steps
-        assert len(a.micro_steps) == LONG * 4 // shape.dp
+        assert len(a.micro_steps) == LONG * G // (shape.micro_batch_size * shape.dp)
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     assert list(losses(tmp_path / "whole")) == [*range(1, LONG + 1)]
     states = {state for rank in whole for _, state, _ in rank.state}

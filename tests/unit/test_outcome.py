@@ -138,6 +138,14 @@ def test_killed_rank_is_named_with_its_signal() -> None:
     assert verdict.time == 8  # noticed at 10, and torchrun looks only now and then
 
 
+def test_an_end_of_all_ranks_together_is_no_failure_of_one() -> None:
+    """A loss that is not finite, or a parity that fails: the message says all."""
+    failures: Any = {rank: SimpleNamespace(exitcode=1, timestamp=10, pid=rank) for rank in (0, 1)}
+    reports = {rank: outcome.Report(rank, 1, "dgpt: not equal", 10.0 - rank, 10, final=True) for rank in failures}
+    verdict = judge(failures, reports, [])
+    assert (verdict.exit_code, verdict.text, verdict.final) == (outcome.FAILED, "dgpt: not equal", True)
+
+
 LINGERING = """
 import os, sys, threading, time
 from dgpt import outcome

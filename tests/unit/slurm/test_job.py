@@ -196,7 +196,7 @@ def test_node_script_tells_the_launcher_what_differs(tmp_path: Path) -> None:
 
 
 def test_verdicts_of_an_agent_are_for_the_batch_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dgpt import agent
+    from dgpt.agent import node as agent
     from dgpt.outcome import Verdict
 
     verdict = Verdict("n1", STOPPED, "", 1.5, False)
