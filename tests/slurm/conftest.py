@@ -1,7 +1,7 @@
 """A cluster for each test, with the check that the test left nothing in it, and what the scenarios measured."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,19 +12,20 @@ from cluster import Cluster, wait_for
 from hosts import Hosts
 from jobs import RUN, Figure, Job, submit
 
-FIGURES = pytest.StashKey[list[str]]()
+FIGURE = "figure"
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    for line in config.stash.get(FIGURES, []):
-        terminalreporter.write_line(line)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for report in terminalreporter.getreports("passed"):
+        for name, line in report.user_properties if report.when == "call" else ():
+            if name == FIGURE:
+                terminalreporter.write_line(line)
 
 
 @pytest.fixture
-def figure(request: pytest.FixtureRequest) -> Figure:
+def figure(record_property: Callable[[str, object], None]) -> Figure:
     """Print a measurement at the end of the session: what, and seconds."""
-    lines = request.config.stash.setdefault(FIGURES, [])
-    return lambda what, seconds: lines.append(f"tests/slurm: {what}: {seconds:.1f} s")
+    return lambda what, seconds: record_property(FIGURE, f"tests/slurm: {what}: {seconds:.1f} s")
 
 
 def require(flavour: type[Cluster]) -> None:
