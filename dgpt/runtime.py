@@ -107,6 +107,7 @@ def prepare_agent() -> None:
     """
     if not torch.version.cuda:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # who asks for GPUs before a fork leaves them usable
     _prctl(PR_SET_CHILD_SUBREAPER, 1)  # what a killed worker has started comes to this process, which ends it
     if "SLURM_STEP_ID" in os.environ:
         kill_with_parent()  # Slurm's step daemon; nobody else would end an agent that has lost it

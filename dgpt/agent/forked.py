@@ -107,10 +107,12 @@ def _work(arguments: Sequence[str], env: dict[str, str], stdout: IO[str] | None,
     for number in HANDLED:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for stream, file in ((sys.stdout, stdout), (sys.stderr, stderr)):
+    for descriptor, file in ((1, stdout), (2, stderr)):
         if file:
-            os.dup2(file.fileno(), stream.fileno())
-        stream.reconfigure(write_through=True)  # type: ignore[union-attr]
+            os.dup2(file.fileno(), descriptor)
+    sys.stdout, sys.stderr = (os.fdopen(descriptor, "w", buffering=1, closefd=False) for descriptor in (1, 2))
     become(env)
+    if torch.cuda._is_in_bad_fork():  # something has touched a GPU in the agent after all
+        os.execv(sys.executable, [sys.executable, *COMMAND, *arguments])
     sys.argv = ["dgpt", *arguments]
     leave(main(arguments))
