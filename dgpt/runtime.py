@@ -105,7 +105,7 @@ def prepare_agent() -> None:
 
     gloo would take the interface that the host name resolves to, which is the loopback on many systems.
     """
-    if not torch.version.cuda:
+    if not built_for_gpus():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # who asks for GPUs before a fork leaves them usable
     _prctl(PR_SET_CHILD_SUBREAPER, 1)  # what a killed worker has started comes to this process, which ends it
@@ -114,6 +114,11 @@ def prepare_agent() -> None:
     for name, addresses in psutil.net_if_addrs().items():
         if os.environ.get("NODE_ADDR") in {entry.address for entry in addresses}:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+def built_for_gpus() -> bool:
+    """Whether this torch knows of GPUs, of NVIDIA or AMD; looks for none."""
+    return bool(torch.version.cuda or torch.version.hip)
 
 
 def identify() -> Runtime:

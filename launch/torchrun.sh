@@ -34,5 +34,5 @@ if ((restarts > 0)); then export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1; fi
 
 # dgpt.agent is torchrun's main with exit codes, and passes SIGTERM, SIGINT and SIGUSR1 on itself; torchrun would give
 # the workers 30 seconds and drop their exit codes. `exec`: this process becomes the agent and gets those signals.
-exec "$python" -m dgpt.agent --nnodes "$nnodes" --nproc-per-node "$processes" --max-restarts "$restarts" \
+exec "$python" -u -m dgpt.agent --nnodes "$nnodes" --nproc-per-node "$processes" --max-restarts "$restarts" \
   --rdzv-backend c10d "${rendezvous[@]}" --signals-to-handle SIGQUIT "$@"

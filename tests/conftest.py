@@ -12,13 +12,6 @@ from dgpt.data.prepare import prepare
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmn" for b in ("a", "e", "io", "ou") for c in ("", "s", "ren", "_x", "12")]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What one of the two processes of `make test` runs as a whole: the pool, the cluster, each file of tests/unit."""
-    for item in items:
-        folder = next((name for name in ("distributed", "slurm") if name in item.path.parts), str(item.path))
-        item.add_marker(pytest.mark.xdist_group(folder))
-
-
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared folder of 200 documents and 300 token ids, in shards of 4,000 tokens; tests must not change it."""

@@ -6,12 +6,15 @@ take most of the time of a restart. docs/decisions/forked-workers.md has what wa
 
 import gc
 import importlib
+import math
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from multiprocessing import get_context
 from subprocess import Popen, TimeoutExpired
 from typing import IO, Any
@@ -22,11 +25,13 @@ from torch.distributed.elastic.multiprocessing.subprocess_handler import Subproc
 
 from dgpt.cli import main
 from dgpt.outcome import leave
+from dgpt.runtime import built_for_gpus, die_with_parent
 from dgpt.watch.runtime import become
 
 COMMAND = ("-u", "-m", "dgpt.cli")  # of torchrun, after the name of Python
 FACTORY = "get_subprocess_handler"  # torchrun has no option for it; so in torch 2.11 to 2.13
-HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGQUIT)  # by the agent, and not so by a worker
+POLL_SECONDS = 0.02
+HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGQUIT, signal.SIGINT)  # by the agent, and not so by a worker
 LOOP = ("torch._dynamo", "torch.utils.tensorboard", "sentencepiece.sentencepiece_model_pb2")
 NEEDED = {
     "pretrain": ("dgpt.pretrain", *LOOP),
@@ -35,18 +40,17 @@ NEEDED = {
 }
 
 
-def preload(verb: str = "") -> None:
+def preload(verb: str) -> None:
     """Import what the workers of `verb` will need. Nothing here may touch a GPU: CUDA does not outlive a fork."""
-    for module in NEEDED.get(verb, ()):
-        with suppress(ImportError):  # a worker says it better
+    with suppress(Exception):  # a worker that needs what is broken says it better
+        for module in NEEDED.get(verb, ()):
             importlib.import_module(module)
-    if verb == "pretrain" and not torch.version.cuda:  # DeepSpeed looks for devices when it is imported
-        from dgpt.parallel.engine_zero import import_deepspeed
+        if verb == "pretrain" and not built_for_gpus():  # DeepSpeed looks for devices when it is imported
+            from dgpt.parallel.engine_zero import import_deepspeed
 
-        import_deepspeed()
-        importlib.import_module("deepspeed.module_inject.auto_ep_layer")  # for a warning
+            import_deepspeed()
+            importlib.import_module("deepspeed.module_inject.auto_ep_layer")  # for a warning
     gc.freeze()  # the collector would write to, and so copy, the pages that workers share
-    gc.enable()
 
 
 @contextmanager
@@ -64,9 +68,10 @@ class ForkedHandler(SubprocessHandler):
     """What torchrun knows of one worker."""
 
     def _popen(self, args: tuple[str, ...], env: dict[str, str]) -> Popen[Any]:
-        if args[1 : 1 + len(COMMAND)] != COMMAND:
+        command = (sys.executable, *COMMAND)
+        if args[: len(command)] != command:
             return super()._popen(args, env)
-        return Worker(args[1 + len(COMMAND) :], env, self._stdout, self._stderr)  # type: ignore[return-value]
+        return Worker(args[len(command) :], env, self._stdout, self._stderr)  # type: ignore[return-value]
 
 
 class Worker:
@@ -76,9 +81,13 @@ class Worker:
         self, arguments: Sequence[str], env: dict[str, str], stdout: IO[str] | None, stderr: IO[str] | None
     ) -> None:
         self._process = get_context("fork").Process(target=_work, args=(arguments, env, stdout, stderr))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: of threads, none of which a worker needs
-            self._process.start()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)  # until the worker does not handle them as the agent
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: of threads, which no worker needs
+                self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         assert self._process.pid
         self.pid = self._process.pid
         _lead_group(self.pid)  # the worker does it too: whichever is first, torchrun signals the group
@@ -87,10 +96,13 @@ class Worker:
         return self._process.exitcode
 
     def wait(self, timeout: float | None = None) -> int:
-        self._process.join(timeout)
-        if self._process.exitcode is None:
-            raise TimeoutExpired("dgpt", timeout or 0.0)
-        return self._process.exitcode
+        """`Process.join` would also wait for what the worker has started."""
+        deadline = time.monotonic() + (math.inf if timeout is None else timeout)
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise TimeoutExpired("dgpt", timeout or 0.0)
+            time.sleep(POLL_SECONDS)
+        return code
 
 
 def _lead_group(pid: int) -> None:
@@ -107,12 +119,21 @@ def _work(arguments: Sequence[str], env: dict[str, str], stdout: IO[str] | None,
     for number in HANDLED:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # of a terminal that stops what writes to it in the background
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+    become(env)
+    die_with_parent()
     for descriptor, file in ((1, stdout), (2, stderr)):
         if file:
             os.dup2(file.fileno(), descriptor)
-    sys.stdout, sys.stderr = (os.fdopen(descriptor, "w", buffering=1, closefd=False) for descriptor in (1, 2))
-    become(env)
+    sys.stdout, sys.stderr = _unbuffered(1), _unbuffered(2)
     if torch.cuda._is_in_bad_fork():  # something has touched a GPU in the agent after all
         os.execv(sys.executable, [sys.executable, *COMMAND, *arguments])
     sys.argv = ["dgpt", *arguments]
     leave(main(arguments))
+
+
+def _unbuffered(descriptor: int) -> TextIOWrapper:
+    """As under `-u`: a killed worker leaves its last words."""
+    raw = os.fdopen(descriptor, "wb", buffering=0, closefd=False)
+    return TextIOWrapper(raw, errors="backslashreplace", write_through=True)

@@ -4,20 +4,25 @@ Plain torchrun answers a signal by killing its workers after
 30 seconds (torch 2.11), and ends with 1 and a table whatever their exit codes were.
 """
 
+import gc
 import logging
 import os
 import signal
 import sys
 import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from unittest.mock import patch
 
 import psutil  # type: ignore[import-untyped]
+import torch
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousError
+from torch.distributed.launcher.api import elastic_launch
 
 from dgpt import outcome, runtime
 from dgpt.agent.forked import forking, preload
@@ -38,6 +43,7 @@ class Relay:
         self.received: list[int] = []
         for number in PASSED_ON:
             signal.signal(number, self._pass_on)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who ignores it is never told how a worker ended
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         self.received.append(number)
@@ -63,8 +69,9 @@ def _run(arguments: Sequence[str], relay: Relay) -> Verdict:
     for quiet in ("elastic.multiprocessing.api", "elastic.agent.server.api", "run"):
         logging.getLogger(f"torch.distributed.{quiet}").setLevel(logging.CRITICAL)  # conclude says it better
     command = torchrun.parse_args(list(arguments))  # type: ignore[no-untyped-call]
-    if command.module and command.training_script == "dgpt.cli":
-        preload(*command.training_script_args[:1])
+    if command.module and command.training_script == "dgpt.cli" and command.training_script_args:
+        preload(command.training_script_args[0])
+    gc.enable()  # __main__ has disabled it for the imports
     with tempfile.TemporaryDirectory(prefix="dgpt-agent-") as folder:
         heartbeats, logs = Path(folder) / "heartbeats", Path(folder) / "logs"
         mark_as_agent(heartbeats)
@@ -72,8 +79,7 @@ def _run(arguments: Sequence[str], relay: Relay) -> Verdict:
         with Watch(heartbeats, runtime.node(), _tell_hang) as watch:
             try:
                 command.log_dir = str(logs)
-                with forking():
-                    torchrun.run(command)  # type: ignore[no-untyped-call]
+                launch(command)
             except ChildFailedError as error:
                 failures = error.failures
             except RendezvousError as error:
@@ -82,6 +88,14 @@ def _run(arguments: Sequence[str], relay: Relay) -> Verdict:
         if watch.hang and failures:
             return hung(watch)
         return judge(failures, outcome.read_reports(logs), relay.received)
+
+
+def launch(command: Namespace) -> None:
+    """torchrun.run, but that the agent asks for no GPU: torch 2.13 would, for the NUMA nodes, and so spoil the fork."""
+    with patch.object(torch.cuda, "is_available", lambda: False):
+        config, entrypoint, given = torchrun.config_from_args(command)
+    with forking():
+        elastic_launch(config, entrypoint)(*given)
 
 
 def _end(verdict: Verdict) -> int:

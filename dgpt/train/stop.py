@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from dgpt.errors import TrainingError
 
-TAKEN_OVER = """another start of this run has taken over the run folder, as this one gave no sign of life
+TAKEN_OVER = """another start of this run has taken over the run folder: this one was silent, or its job was requeued
   rule: one job at a time writes to a run folder
   fix:  nothing is lost: the other start went on from the newest checkpoint"""
 SAVE = 1  # an index in REASONS, and the only one that is no stop

@@ -1,12 +1,14 @@
 """How many processes a launch starts, and when it starts any."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from dgpt import launch
 from dgpt.errors import UserError
+from dgpt.runtime import built_for_gpus
 
 
 @pytest.mark.parametrize(("gpus", "nproc", "expected"), [(0, None, 1), (0, 3, 3), (4, None, 4), (4, 2, 2)])
@@ -24,12 +26,18 @@ def test_a_number_that_cannot_be_started_is_refused(monkeypatch: pytest.MonkeyPa
         launch.local_processes(nproc)
 
 
-def test_torch_counts_gpus_where_the_kernel_shows_any(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("build", "gpus"), [("cuda = None", 0), ("cuda: str = '13.0'", 3), ("hip = '7.0'", 3)])
+def test_torch_counts_gpus_if_it_was_built_for_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, build: str, gpus: int
+) -> None:
+    (tmp_path / "version.py").write_text(build)
+    monkeypatch.setattr(launch, "find_spec", lambda name: SimpleNamespace(origin=str(tmp_path / "__init__.py")))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    (tmp_path / "nvidiactl").touch()
-    assert launch.visible_gpus(tmp_path) == 0
-    (tmp_path / "nvidia0").touch()
-    assert launch.visible_gpus(tmp_path) == 3
+    assert launch.visible_gpus() == gpus
+
+
+def test_this_torch_says_what_it_was_built_for() -> None:
+    assert launch._built_for_gpus() == built_for_gpus()
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,18 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from subprocess import Popen, TimeoutExpired
-from typing import IO
+from typing import IO, Any
 
 import psutil
 import pytest
 import torch
+from torch.distributed import run as torchrun
 
 from dgpt import __version__
-from dgpt.agent import forked
+from dgpt.agent import forked, node
 from dgpt.agent.forked import COMMAND, ForkedHandler, Worker, forking
 
 ENVIRONMENT = {**os.environ, "RANK": "5"}
@@ -48,6 +49,45 @@ def test_it_has_a_name_and_a_group_of_its_own_and_dies_of_signals(
     assert (os.getpgid(worker.pid), psutil.Process(worker.pid).name()) == (worker.pid, "dgpt rank 5")
     os.killpg(worker.pid, signal.SIGTERM)
     assert worker.wait(60) == -signal.SIGTERM
+
+
+def test_a_killed_one_leaves_its_last_words(monkeypatch: pytest.MonkeyPatch, output: IO[str]) -> None:
+    def die(arguments: Sequence[str]) -> int:
+        print("half a li", end="")
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 0
+
+    monkeypatch.setattr(forked, "main", die)
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    assert Worker([], ENVIRONMENT, output, None).wait(60) == -signal.SIGKILL
+    assert Path(output.name).read_text() == "half a li"
+
+
+def test_a_signal_to_a_new_worker_is_not_handled_as_by_the_agent(
+    monkeypatch: pytest.MonkeyPatch, output: IO[str]
+) -> None:
+    monkeypatch.setattr(forked, "main", lambda arguments: signal.pause() or 0)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(99))
+    try:
+        for _ in range(20):
+            worker = Worker([], ENVIRONMENT, output, output)
+            os.kill(worker.pid, signal.SIGTERM)
+            assert worker.wait(60) == -signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_the_agent_asks_for_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def touch() -> bool:
+        raise AssertionError("the fork is spoilt")
+
+    launched: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "is_available", touch)
+    monkeypatch.setattr(node, "elastic_launch", lambda config, _: lambda *command: launched.extend((config, *command)))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # torchrun would set it, with a warning
+    node.launch(torchrun.parse_args(["--nproc-per-node", "2", "--rdzv-endpoint", "127.0.0.1:0", "-m", "dgpt.cli", "x"]))
+    assert launched[0].nproc_per_node == 2
+    assert launched[1:] == ["-u", "-m", "dgpt.cli", "x"]
 
 
 @pytest.mark.parametrize("poisoned", [False, True])
