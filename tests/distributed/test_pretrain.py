@@ -184,7 +184,7 @@ def test_a_step_that_is_not_finite_ends_all_ranks_and_is_not_saved(
         assert len({rank.errors for rank in ranks}) == 1
         errors, last = ranks[-1].errors, shape.world - 1
         assert errors.startswith("dgpt: step 4: the loss or the gradient is not finite\n")
-        accum = 4 // shape.dp
+        accum = 8 // (shape.micro_batch_size * shape.dp)
         samples = ", ".join(map(str, ranks[last].micro_steps[3 * accum + 1]))
         where = f"\n  rank {last}: the loss on samples {samples}\n"
         everywhere = f"\n  ranks 0 to {last}: every loss is finite, the gradient over their samples 24 to 31 is not\n"
