@@ -220,4 +220,4 @@ def _tokenizer(vocab_size: int) -> Tokenizer:
     """One that is only saved: the tokens are random."""
     table = [b"<|endoftext|>", *(b"%d" % i for i in range(1, vocab_size))]
     return Tokenizer(Backend("tokenizer.json", b"{}", lambda texts: [[0] for _ in texts], table, {"<|endoftext|>": 0},
-                             re.compile("."), False, {}), "<|endoftext|>")  # fmt: skip
+                             re.compile("."), False, {}, None), "<|endoftext|>")  # fmt: skip
