@@ -3,30 +3,20 @@
 import os
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
-from pathlib import Path
-from runpy import run_path
 from typing import NoReturn
 
 from dgpt.errors import UserError
 from dgpt.scripts import script
-from dgpt.watch.runtime import nodes, under_torchrun
+from dgpt.watch.runtime import built_for_gpus, nodes, under_torchrun
 
 
 def visible_gpus() -> int:
     """As torch counts them; a build without GPUs need not be imported for it, which takes seconds."""
-    if not _built_for_gpus():
+    if not built_for_gpus():
         return 0
     import torch
 
     return torch.cuda.device_count()
-
-
-def _built_for_gpus() -> bool:
-    """From torch/version.py, which imports nothing."""
-    found = find_spec("torch")
-    build = run_path(str(Path(found.origin or "").with_name("version.py"))) if found else {}
-    return any(build.get(name) for name in ("cuda", "hip"))
 
 
 def local_processes(nproc: int | None) -> int:

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
 from dgpt.errors import UserError
-from dgpt.watch.runtime import AGENT_PID, launched
+from dgpt.watch.runtime import AGENT_PID, built_for_gpus, launched
 
 T = TypeVar("T")
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # <sys/prctl.h>
@@ -114,11 +114,6 @@ def prepare_agent() -> None:
     for name, addresses in psutil.net_if_addrs().items():
         if os.environ.get("NODE_ADDR") in {entry.address for entry in addresses}:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-
-
-def built_for_gpus() -> bool:
-    """Whether this torch knows of GPUs, of NVIDIA or AMD; looks for none."""
-    return bool(torch.version.cuda or torch.version.hip)
 
 
 def identify() -> Runtime:

@@ -25,17 +25,19 @@ from torch.distributed.elastic.multiprocessing.subprocess_handler import Subproc
 
 from dgpt.cli import main
 from dgpt.outcome import leave
-from dgpt.runtime import built_for_gpus, die_with_parent
-from dgpt.watch.runtime import become
+from dgpt.runtime import die_with_parent
+from dgpt.watch.runtime import become, built_for_gpus
 
 COMMAND = ("-u", "-m", "dgpt.cli")  # of torchrun, after the name of Python
-FACTORY = "get_subprocess_handler"  # torchrun has no option for it; so in torch 2.11 to 2.13
+FACTORY = "get_subprocess_handler"  # of torch 2.13, which has no option for it
 POLL_SECONDS = 0.02
-HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGQUIT, signal.SIGINT)  # by the agent, and not so by a worker
-LOOP = ("torch._dynamo", "torch.utils.tensorboard", "sentencepiece.sentencepiece_model_pb2")
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # by the agent to its workers
+HANDLED = (*PASSED_ON, signal.SIGQUIT)  # by the agent, and not so by a worker
+# What a training loop imports when it first needs it: torch.optim, the writer, the tokenizer.
+LATE = ("torch._dynamo", "torch.utils.tensorboard", "sentencepiece.sentencepiece_model_pb2")
 NEEDED = {
-    "pretrain": ("dgpt.pretrain", *LOOP),
-    "finetune": ("dgpt.finetune", *LOOP),
+    "pretrain": ("dgpt.pretrain", *LATE),
+    "finetune": ("dgpt.finetune", *LATE),
     "evaluate": ("dgpt.evaluate",),
 }
 

@@ -1,7 +1,7 @@
 """Torchrun's main for one node, with signals that wait for a save and exit codes that say why.
 
-Plain torchrun answers a signal by killing its workers after
-30 seconds (torch 2.11), and ends with 1 and a table whatever their exit codes were.
+Plain torchrun answers a signal by killing its workers after 30 seconds (torch 2.11), and ends with 1 and a table
+whatever their exit codes were.
 """
 
 import gc
@@ -25,13 +25,12 @@ from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import elastic_launch
 
 from dgpt import outcome, runtime
-from dgpt.agent.forked import forking, preload
+from dgpt.agent.forked import PASSED_ON, forking, preload
 from dgpt.outcome import Verdict
 from dgpt.watch import remains
 from dgpt.watch.agent import Watch
 from dgpt.watch.runtime import mark_as_agent
 
-PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 PATIENCE = 3  # interrupts (Ctrl-C) until the agent itself ends
 SHOWN_STACKS = 2
 

@@ -3,7 +3,9 @@
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
+from runpy import run_path
 
 AGENT_PID = "DGPT_AGENT_PID"
 BEATS = "DGPT_HEARTBEATS"
@@ -41,3 +43,10 @@ def under_torchrun() -> bool:
 def nodes() -> int:
     """Number of nodes that launch/torchrun.sh is told of (NNODES); 1 unless set."""
     return int(os.environ.get("NNODES", "1"))
+
+
+def built_for_gpus() -> bool:
+    """Whether the installed torch knows of GPUs, of NVIDIA or AMD, by its version.py, which imports nothing."""
+    found = find_spec("torch")
+    build = run_path(str(Path(found.origin or "").with_name("version.py"))) if found else {}
+    return any(build.get(name) for name in ("cuda", "hip"))

@@ -6,6 +6,7 @@ own that lasts for the call, and returns the results in the order of ranks.
 
 import importlib
 import os
+import sys
 import tempfile
 import traceback
 import warnings
@@ -53,7 +54,7 @@ class Pool:
         for number in range(world):
             ours, theirs = context.Pipe()
             worker = context.Process(target=_serve, args=(theirs, number), daemon=True)
-            with patch.dict(os.environ, PYTHONPATH=str(Path(__file__).parent)):  # the server of Python 3.11 has no path
+            with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):  # Python 3.11 tells the server no path
                 worker.start()
             theirs.close()
             self.sets[world].append((worker, ours))

@@ -209,19 +209,12 @@ def test_signs_of_life_allow_for_what_only_some_ranks_do(
     assert told.index("adapter") < told.index("last seconds")
 
 
-def test_each_token_of_an_answer_is_a_sign_of_life(
-    random_run: Path, echoes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A batch of long answers takes longer than a rank may be silent."""
+def test_each_token_is_a_sign_of_life(random_run: Path, echoes: Path, tmp_path: Path, monkeypatch: Any) -> None:
     signs, alive = [], Heartbeat.alive
     monkeypatch.setattr(Heartbeat, "alive", lambda heart: (signs.append(None), alive(heart))[1])
-    settings = [f"base={random_run}", f"data.path={echoes}", f"run_dir={tmp_path / 'run'}", *QUICK, "training.steps=1"]
-    assert finetune(tmp_path, *settings) == DONE
-    before = len(signs)
-    again = [*settings[:2], f"run_dir={tmp_path / 'heard'}", *QUICK, "training.steps=1", "training.eval_every_steps=1",
-             "task.max_new_tokens=9"]  # fmt: skip
-    assert finetune(tmp_path, *again) == DONE
-    assert len(signs) - before >= before + 9 * (20 // 4), "20 answers of 9 tokens from random weights, 4 at a time"
+    assert finetune(tmp_path, f"base={random_run}", f"data.path={echoes}", f"run_dir={tmp_path / 'run'}", *QUICK,
+                    "training.steps=1", "training.eval_every_steps=1", "task.max_new_tokens=30") == DONE  # fmt: skip
+    assert len(signs) > 30 * (20 // 4), "20 answers of 30 tokens from random weights, 4 at a time"
 
 
 @pytest.mark.parametrize("kind", ["generation", "classification"])

@@ -8,7 +8,7 @@ import torch
 
 from dgpt import launch
 from dgpt.errors import UserError
-from dgpt.runtime import built_for_gpus
+from dgpt.watch.runtime import built_for_gpus
 
 
 @pytest.mark.parametrize(("gpus", "nproc", "expected"), [(0, None, 1), (0, 3, 3), (4, None, 4), (4, 2, 2)])
@@ -31,13 +31,14 @@ def test_torch_counts_gpus_if_it_was_built_for_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, build: str, gpus: int
 ) -> None:
     (tmp_path / "version.py").write_text(build)
-    monkeypatch.setattr(launch, "find_spec", lambda name: SimpleNamespace(origin=str(tmp_path / "__init__.py")))
+    found = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr("dgpt.watch.runtime.find_spec", lambda name: found)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     assert launch.visible_gpus() == gpus
 
 
 def test_this_torch_says_what_it_was_built_for() -> None:
-    assert launch._built_for_gpus() == built_for_gpus()
+    assert built_for_gpus() == bool(torch.version.cuda or torch.version.hip)
 
 
 @pytest.mark.parametrize(
