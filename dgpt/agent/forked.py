@@ -56,10 +56,18 @@ def preload(verb: str) -> None:
 
 
 @contextmanager
-def forking() -> Iterator[None]:
-    """While this lasts, torchrun forks workers that are `dgpt.cli`; it starts any other command as it always does."""
+def forking(workers: list[SubprocessHandler]) -> Iterator[None]:
+    """While this lasts, torchrun forks workers that are `dgpt.cli`; it starts any other command as it always does.
+
+    All that it starts are added to `workers`.
+    """
+
+    def start(*arguments: Any, **named: Any) -> SubprocessHandler:
+        workers.append(ForkedHandler(*arguments, **named))
+        return workers[-1]
+
     before = getattr(api, FACTORY)
-    setattr(api, FACTORY, ForkedHandler)
+    setattr(api, FACTORY, start)
     try:
         yield
     finally:

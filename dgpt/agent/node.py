@@ -21,7 +21,9 @@ import psutil  # type: ignore[import-untyped]
 import torch
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 from torch.distributed.elastic.rendezvous import RendezvousError
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 from torch.distributed.launcher.api import elastic_launch
 
 from dgpt import outcome, runtime
@@ -36,10 +38,16 @@ SHOWN_STACKS = 2
 
 
 class Relay:
-    """Passes signals on to the workers, which save and end; without workers, or on the third Ctrl-C, the agent ends."""
+    """Passes signals on to the workers, which save and end; before there are any, or on the third Ctrl-C, it ends.
+
+    After the end of the last ones it goes on: srun sends SIGTERM as soon as another node has ended, and this one has
+    yet to say how its workers did.
+    """
 
     def __init__(self) -> None:
         self.received: list[int] = []
+        self.restarts = False  # whether torchrun starts workers again
+        self.workers: list[SubprocessHandler] = []  # that it has started
         for number in PASSED_ON:
             signal.signal(number, self._pass_on)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who ignores it is never told how a worker ended
@@ -47,7 +55,8 @@ class Relay:
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         self.received.append(number)
         workers = psutil.Process().children()
-        if not workers or self.received.count(signal.SIGINT) >= PATIENCE:
+        may_start = self.restarts or not self.workers
+        if (may_start and not workers) or self.received.count(signal.SIGINT) >= PATIENCE:
             raise SystemExit(128 + number)
         for worker in workers:
             os.kill(worker.pid, number)  # torchrun waits for workers in this thread, so the pid is still the worker's
@@ -78,7 +87,8 @@ def _run(arguments: Sequence[str], relay: Relay) -> Verdict:
         with Watch(heartbeats, runtime.node(), _tell_hang) as watch:
             try:
                 command.log_dir = str(logs)
-                launch(command)
+                relay.restarts = command.max_restarts > 0
+                launch(command, relay.workers)
             except ChildFailedError as error:
                 failures = error.failures
             except RendezvousError as error:
@@ -89,11 +99,17 @@ def _run(arguments: Sequence[str], relay: Relay) -> Verdict:
         return judge(failures, outcome.read_reports(logs), relay.received)
 
 
-def launch(command: Namespace) -> None:
-    """torchrun.run, but that the agent asks for no GPU: torch 2.13 would, for the NUMA nodes, and so spoil the fork."""
+def launch(command: Namespace, workers: list[SubprocessHandler]) -> None:
+    """torchrun.run, which adds to `workers`, but that the agent asks less.
+
+    No GPU: torch 2.13 would, for the NUMA nodes, and so spoil the fork. And not the first node, ten times a second,
+    whether other nodes wait to join, where none can: when that node has ended, the answer is an error, or a minute's
+    silence, in place of how the workers here ended.
+    """
     with patch.object(torch.cuda, "is_available", lambda: False):
         config, entrypoint, given = torchrun.config_from_args(command)
-    with forking():
+    ask = DynamicRendezvousHandler.num_nodes_waiting if command.max_restarts else lambda self: 0
+    with forking(workers), patch.object(DynamicRendezvousHandler, "num_nodes_waiting", ask):
         elastic_launch(config, entrypoint)(*given)
 
 

@@ -144,7 +144,9 @@ def test_a_stall_of_a_node_is_no_hang(tmp_path: Path) -> None:
         assert end(process) == (75, "")
 
 
-def test_two_nodes_reduce_together_and_a_signal_to_one_stops_both(tmp_path: Path) -> None:
+@contextmanager
+def two_nodes(folder: Path) -> Iterator[list[subprocess.Popen[str]]]:
+    """Of a rank each, once both are in their loop."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -152,12 +154,30 @@ def test_two_nodes_reduce_together_and_a_signal_to_one_stops_both(tmp_path: Path
                "NODE_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}  # fmt: skip
     with ExitStack() as stack:
         nodes = [
-            stack.enter_context(started(SCRIPT, "loop", tmp_path, **cluster, NODE_RANK=str(rank))) for rank in (1, 0)
+            stack.enter_context(started(SCRIPT, "loop", folder, **cluster, NODE_RANK=str(rank))) for rank in (0, 1)
         ]
-        workers(tmp_path)
+        workers(folder)
+        yield nodes
+
+
+def test_two_nodes_reduce_together_and_a_signal_to_one_stops_both(tmp_path: Path) -> None:
+    with two_nodes(tmp_path) as nodes:
         assert (tmp_path / "rank_0").read_text().split()[1] == "2"
-        nodes[0].send_signal(signal.SIGTERM)
+        nodes[1].send_signal(signal.SIGTERM)
         assert [end(node)[0] for node in nodes] == [75, 75]
+
+
+def test_a_node_says_how_its_rank_ended_though_the_first_node_has_gone(tmp_path: Path) -> None:
+    with two_nodes(tmp_path) as (first, second):
+        (rank,) = psutil.Process(second.pid).children()
+        rank.suspend()  # it shall not see that the other has gone
+        first.kill()
+        time.sleep(1)  # in which the agent looks ten times at its rank, and at nothing else
+        rank.kill()
+        code, errors = end(second)
+    assert code == 1
+    *_, last = errors.splitlines()
+    assert re.fullmatch(rf"dgpt: rank 1 on \S+ \(process {rank.pid}\) was killed by SIGKILL", last), errors
 
 
 @pytest.mark.parametrize(("missing", "name"), [({"NODE_RANK": "0"}, "MASTER_ADDR"), ({}, "NODE_RANK")])

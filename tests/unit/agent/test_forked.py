@@ -86,7 +86,9 @@ def test_the_agent_asks_for_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", touch)
     monkeypatch.setattr(node, "elastic_launch", lambda config, _: lambda *command: launched.extend((config, *command)))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # torchrun would set it, with a warning
-    node.launch(torchrun.parse_args(["--nproc-per-node", "2", "--rdzv-endpoint", "127.0.0.1:0", "-m", "dgpt.cli", "x"]))
+    node.launch(
+        torchrun.parse_args(["--nproc-per-node", "2", "--rdzv-endpoint", "127.0.0.1:0", "-m", "dgpt.cli", "x"]), []
+    )
     assert launched[0].nproc_per_node == 2
     assert launched[1:] == ["-u", "-m", "dgpt.cli", "x"]
 
@@ -104,7 +106,8 @@ def test_a_fork_that_cannot_use_gpus_becomes_a_new_python(
 
 
 def test_other_commands_are_started_as_torchrun_starts_them() -> None:
-    with forking():
+    started: list[Any] = []
+    with forking(started):
         from torch.distributed.elastic.multiprocessing import api
 
         handlers = [api.get_subprocess_handler(sys.executable, (*command, "--version"), {}, None, None, 0, None)  # type: ignore[attr-defined]
@@ -112,3 +115,4 @@ def test_other_commands_are_started_as_torchrun_starts_them() -> None:
     assert [type(handler) for handler in handlers] == [ForkedHandler, ForkedHandler]
     assert [isinstance(handler.proc, Popen) for handler in handlers] == [False, True]
     assert [handler.proc.wait(60) for handler in handlers] == [0, 0]
+    assert started == handlers
