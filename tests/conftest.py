@@ -12,6 +12,20 @@ from dgpt.data.prepare import prepare
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmn" for b in ("a", "e", "io", "ou") for c in ("", "s", "ren", "_x", "12")]
 
 
+TOGETHER = ("distributed", "slurm")  # in one worker of pytest-xdist, and first: they take longest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say which tests share a worker: those of a file, and all that start many processes of their own."""
+
+    def folder(item: pytest.Item) -> str:
+        return item.path.relative_to(Path(__file__).parent).parts[0]
+
+    items.sort(key=lambda item: folder(item) not in TOGETHER)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(folder(item) if folder(item) in TOGETHER else str(item.path)))
+
+
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared folder of 200 documents and 300 token ids, in shards of 4,000 tokens; tests must not change it."""
