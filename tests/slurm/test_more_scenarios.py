@@ -97,8 +97,9 @@ def stall(job: Job) -> None:
 
 
 def short_cut(job: Job) -> None:
+    """TCP tries again after 0.2, 0.6, 1.4, 3.0 and 6.2 seconds, and the ranks count as hung after 5."""
     job.cluster.cut("n1")
-    time.sleep(4)
+    time.sleep(2)
     job.cluster.heal("n1")
 
 
@@ -243,6 +244,7 @@ def test_a_run_from_submit_to_its_end_by_dgpts_own_commands(cluster: Hosts, runs
     assert_same_run(run_dir, undisturbed.run_dir)
     assert f"finished: step {STEPS}" in dgpt("status", str(run_dir))
     assert "n1: [rank " in dgpt("logs", str(run_dir), "--rank", "0")
-    assert "(measured at step_00000100)" in dgpt("submit", *given, "training.steps=120")
+    said = dgpt("submit", *given, "training.steps=120")
+    assert re.search(r"a save \S+ s \(measured at step_\d{8}\)", said), said  # the slowest of three
     cluster.run("scancel", "--user=root")
     wait_for(lambda: not cluster.run("squeue", "-h").stdout, "the queue is empty")
