@@ -14,9 +14,13 @@ class UserError(ValueError):
         super().__init__(f"{what}\n  rule: {rule}\n  fix:  {fix}")
         self.what, self.rule, self.fix = what, rule, fix
 
-    def __reduce__(self) -> tuple[partial["UserError"], tuple[str]]:
+    def __reduce__(self) -> "tuple[partial[UserError], tuple[str]]":
         """Survives the way between processes (keyword arguments do not, by default)."""
-        return partial(UserError, rule=self.rule, fix=self.fix), (self.what,)
+        return partial(type(self), rule=self.rule, fix=self.fix), (self.what,)
+
+
+class StorageError(UserError):
+    """A disk or a network failed: no mistake, and tried again where a job can be. Exit code 1."""
 
 
 class TrainingError(RuntimeError):

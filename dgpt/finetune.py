@@ -149,7 +149,7 @@ class Finetuning(Run):
             write_best(self.run_dir, folder, {self.config.best.metric: self.best.value})
 
     def save(self, done: int, loss: float) -> None:
-        self.checkpointer.wait()
+        self.checkpointer.wait_for_save()
         self.settled()  # before the next save may prune
         super().save(done, loss)
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from dgpt.errors import TrainingError, UserError
+from dgpt.errors import StorageError, TrainingError, UserError
 from dgpt.watch.runtime import launched
 
 DONE = 0
@@ -69,6 +69,8 @@ def guard(body: Callable[[], int]) -> int:
     try:
         code = body()
         sys.stdout.flush()
+    except StorageError as error:
+        return _end(FAILED, f"dgpt: {error}")
     except UserError as error:
         return _end(MISTAKE, f"dgpt: {error}")
     except TrainingError as error:

@@ -28,6 +28,7 @@ class Resumed:
     folder: Place
     step: int
     report: tuple[str, ...]  # what is to be said of it
+    damaged: Mapping[Place, str]  # those that could not be loaded, and why
 
 
 def newest_step(setup: Setup, runtime: Runtime) -> int:
@@ -62,7 +63,8 @@ def resume(setup: Setup, engine: Engine, runtime: Runtime) -> Resumed | None:
         if folder is None:
             return None
         try:
-            return _load(folder, passed_over, engine, setup, Peers(runtime.rank, runtime.gather))
+            report = _load(folder, passed_over, engine, setup, Peers(runtime.rank, runtime.gather))
+            return Resumed(folder, step_of(folder) or 0, report, damaged)
         except CheckpointError as error:
             damaged[folder] = error.summary
 
@@ -95,8 +97,8 @@ def _choose(setup: Setup, damaged: Mapping[Place, str], runtime: Runtime) -> Cho
     return runtime.on_main(choose)
 
 
-def _load(folder: Place, passed_over: tuple[str, ...], engine: Engine, setup: Setup, peers: Peers) -> Resumed:
-    """Raises CheckpointError on all ranks if one of them cannot load it."""
+def _load(folder: Place, passed_over: tuple[str, ...], engine: Engine, setup: Setup, peers: Peers) -> tuple[str, ...]:
+    """Returns what is to be said. Raises CheckpointError on all ranks if one of them cannot load it."""
     with peers.agreed():
         found = Found(folder, read_manifest(folder), passed_over)  # load checks the sizes of what it reads
     fragments = engine.fragments()
@@ -106,7 +108,7 @@ def _load(folder: Place, passed_over: tuple[str, ...], engine: Engine, setup: Se
     if weights_only:
         _forget(fragments)
     engine.loaded(0 if weights_only else found.manifest.step)
-    return Resumed(folder, found.manifest.step, tuple(_report(found, setup, weights_only)))
+    return tuple(_report(found, setup, weights_only))
 
 
 def _report(found: Found, setup: Setup, weights_only: bool) -> Iterator[str]:

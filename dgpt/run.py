@@ -80,7 +80,8 @@ class Run:
         )  # fmt: skip
         self.resumed = resume(setup, self.engine, runtime)
         self.start_step = self.resumed.step if self.resumed else 0
-        self.checkpointer.in_use = self.resumed.folder if self.resumed else None
+        if self.resumed:
+            self.checkpointer.in_use, self.checkpointer.damaged = self.resumed.folder, self.resumed.damaged
 
     # What a kind of run has of its own.
 

@@ -12,7 +12,7 @@ one that lost the lease either sees it when it asks, just before its rename, or 
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -50,6 +50,7 @@ class Writer(Protocol):
     def held(self) -> bool: ...
 
 
+Damaged = Mapping[Place, str]  # what this start of the run could not load, and why
 Known = dict[Path, dict[str, int]]  # the files and sizes of checkpoints whose manifests this process has seen
 
 
@@ -68,6 +69,7 @@ class Job:
     keep_last: int
     keep_every: int
     in_use: Place | None = None  # never pruned
+    damaged: Damaged = field(default_factory=dict)
     known: Known = field(default_factory=dict)
     writer: Writer | None = None  # of rank 0
     begun: float = field(default_factory=time.monotonic)  # seconds
@@ -82,6 +84,8 @@ class Job:
 
     def judge(self, folder: Path) -> str | None:
         """What is wrong with a checkpoint, None if nothing. A manifest, which may be long, is read only once."""
+        if folder in self.damaged and folder not in self.known:  # known since: it was replaced by a whole one
+            return self.damaged[folder]
         try:
             if folder not in self.known:
                 self.known[folder] = {file.name: file.size for file in read_manifest(folder).files}
@@ -108,28 +112,29 @@ def write_and_commit(job: Job, content: memoryview) -> Outcome:
     try:
         part = _write_part(job, content)
         return _follow(job, part) if job.rank else _lead(job, part)
-    except OSError as error:  # a file system that fails in the middle of a wait
+    except Exception as error:  # a file system that fails in the middle of a wait, no memory, no more threads
         return Outcome(f"rank {job.rank}: {error}")
 
 
 def _follow(job: Job, part: Part) -> Outcome:
+    """Ends with the others even if its own part failed: a rank that left early would wait for them in a collective."""
     with suppress(OSError):  # without a report rank 0 gives up by time
         files.write_whole(job.report_path(job.rank), part.model_dump_json().encode())
-    return Outcome(part.error or _await_commit(job))
+    problem = _await_commit(job)
+    return Outcome(part.error or problem)
 
 
 def _lead(job: Job, part: Part) -> Outcome:
     problem = _commit(job, part)
-    if problem and not _committed(job):
-        return Outcome(problem)
-    return Outcome(None, problem or _prune(job))
+    return Outcome(None, problem) if problem and _committed(job) else Outcome(problem)
 
 
-def _prune(job: Job) -> str | None:
+def prune_after(job: Job, outcome: Outcome) -> str | None:
+    """On rank 0, after a save: no rank waits for it. Returns what went wrong."""
     try:
-        if job.writer is None or job.writer.held():
+        if outcome.error is None and (job.writer is None or job.writer.held()):
             prune(job.root, job.step, job.keep_last, job.keep_every, job.attempt, in_use=job.in_use, judge=job.judge)
-    except OSError as error:
+    except Exception as error:
         return f"an old checkpoint could not be deleted: {error}"
     return None
 
@@ -140,9 +145,9 @@ def _write_part(job: Job, content: memoryview) -> Part:
         job.folder.mkdir(parents=True, exist_ok=True)
         _check_space(job, len(content))
         size, digest = files.write_hashed(path, [content])
-        if files.hash_file(path) != digest:
+        if not files.gives_back(path, content):
             raise OSError("the disk gives back other bytes than were written")
-    except OSError as error:
+    except Exception as error:
         with suppress(OSError):
             path.unlink()  # on a full disk this makes room for the report
         return Part(rank=job.rank, error=f"rank {job.rank} could not write {path.name}: {error}")
@@ -151,10 +156,11 @@ def _write_part(job: Job, content: memoryview) -> Part:
 
 
 def _check_space(job: Job, size: int) -> None:
-    """Raises OSError if the disk is too full for this rank's file, or on rank 0 for all of them, taken as alike."""
-    free = shutil.disk_usage(job.folder).free
-    needed = size if job.rank else size * job.mesh.world_size - _bytes_in(job.folder)
-    if needed > free:
+    """Raises OSError if the disk is too full for the files of all ranks, taken as alike: then nobody fills it."""
+    free, total = shutil.disk_usage(job.folder).free, size * job.mesh.world_size
+    if total <= free:  # the usual case, and no look at the files of all others
+        return
+    if (needed := total - _signs(job.folder)[0]) > free:
         raise OSError(ENOSPC, f"{needed:,} bytes are needed and {free:,} are free")
 
 
@@ -166,7 +172,7 @@ def _commit(job: Job, own: Part) -> str | None:
             _publish(job, parts)
             return None
         reason = "; ".join(errors)
-    except (OSError, ValueError) as error:
+    except Exception as error:
         reason = f"{own.error}; {error}" if own.error else str(error)
     with suppress(OSError):  # what cannot be deleted now is cleaned at the next start
         files.delete_folder(job.folder, job.attempt)
@@ -178,7 +184,7 @@ def _collect(job: Job, own: Part) -> list[Part]:
     paths = [job.report_path(rank) for rank in range(1, job.mesh.world_size)]
     missing = paths
     patience = min(job.stall_seconds, 10.0) if own.error else job.stall_seconds
-    for _ in _patience(lambda: _bytes_in(job.folder), patience):
+    for _ in _patience(lambda: _signs(job.folder), patience):
         try:
             names = set(os.listdir(job.folder))
         except FileNotFoundError:
@@ -266,14 +272,16 @@ def _patience(look: Callable[[], object], stall_seconds: float) -> Iterator[None
 
 
 def _signs_of_rank_0(job: Job) -> tuple[int, ...]:
-    """It writes its own file first, and then touches the folder while it waits for reports."""
+    """It writes its own file first and reads it back, and then touches the folder while it waits for reports."""
     with suppress(OSError):
-        file = job.folder / "rank_00000.safetensors"
-        return job.folder.stat().st_mtime_ns, file.stat().st_size
+        file = (job.folder / "rank_00000.safetensors").stat()
+        return job.folder.stat().st_mtime_ns, file.st_mtime_ns, file.st_size
     return ()
 
 
-def _bytes_in(folder: Path) -> int:
+def _signs(folder: Path) -> tuple[int, int]:
+    """Of ranks that write, or that read back what they wrote: bytes, and when a file was last touched."""
     with suppress(OSError), os.scandir(folder) as entries:
-        return sum(entry.stat(follow_symlinks=False).st_size for entry in entries)
-    return 0
+        states = [entry.stat(follow_symlinks=False) for entry in entries]
+        return sum(state.st_size for state in states), max((state.st_mtime_ns for state in states), default=0)
+    return 0, 0

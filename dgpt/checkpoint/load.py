@@ -15,7 +15,7 @@ from dgpt.checkpoint.files import open_regular
 from dgpt.checkpoint.find import Found, open_checkpoint
 from dgpt.checkpoint.format import DTYPES, CheckpointError
 from dgpt.checkpoint.peers import ALONE, Peers, share_out
-from dgpt.checkpoint.read import check_hash, check_header, check_size, damaged
+from dgpt.checkpoint.read import check_hash, check_header, check_size, problem
 from dgpt.checkpoint.slices import Copy, Ranges, copies
 from dgpt.config import LoopConfig
 from dgpt.fragments import Fragment
@@ -136,7 +136,7 @@ def _read_file(found: Found, number: int, reads: list[_Read]) -> None:
             for read in sorted(reads, key=lambda read: (read.offset, read.block.source_start)):
                 _read_block(file, read, buffer)
     except OSError as error:
-        raise damaged(path, error.strerror or str(error)) from None
+        raise problem(path, error) from None
 
 
 def _read_block(file: BinaryIO, read: _Read, buffer: bytearray) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dgpt.checkpoint.format import CheckpointError
+from dgpt.errors import StorageError, UserError
 
 
 def _alone(value: Any) -> list[Any]:
@@ -21,13 +22,17 @@ class Peers:
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
-        """A block that all peers enter: a CheckpointError of one of them is raised on all, after the block."""
-        problem: CheckpointError | None = None
+        """A block that all peers enter: a CheckpointError or StorageError of one is raised on all, after the block.
+
+        A StorageError comes first: it is no reason to take another checkpoint.
+        """
+        problem: UserError | None = None
         try:
             yield
-        except CheckpointError as error:
+        except (CheckpointError, StorageError) as error:
             problem = error
-        if first := next(filter(None, self.gather(problem)), None):
+        problems = filter(None, self.gather(problem))
+        if first := min(problems, key=lambda error: isinstance(error, CheckpointError), default=None):
             raise first
 
 

@@ -1,7 +1,6 @@
 """Which old checkpoints go."""
 
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 
 from dgpt.checkpoint.best import best_of
@@ -22,11 +21,14 @@ def doomed(
     Neither is asked more than it has to be.
     """
     reached = [folder for folder in step_folders(root) if (step_of(folder) or 0) <= step]
-    whole = (folder for folder in reached if (judge_kept or judge)(folder) is None)
-    kept = list(islice(whole, keep_last))
+    kept: list[Path] = []
+    damaged: list[Path] = []
+    for folder in reached:
+        if len(kept) < keep_last:
+            (damaged if (judge_kept or judge)(folder) else kept).append(folder)
     old = [folder for folder in reached if kept and (step_of(folder) or 0) < (step_of(kept[-1]) or 0)]
-    best = best_of(root.parent)
-    free = (f for f in old if f not in (in_use, best) and not (keep_every and (step_of(f) or 0) % keep_every == 0))
+    spared = (in_use, best_of(root.parent), *damaged)
+    free = (f for f in old if f not in spared and not (keep_every and (step_of(f) or 0) % keep_every == 0))
     return [folder for folder in free if judge(folder) is None]
 
 

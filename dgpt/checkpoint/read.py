@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from errno import EISDIR, ELOOP, ENOENT, ENOTDIR
 from hashlib import sha256
 from pathlib import Path
 from re import fullmatch
@@ -11,9 +12,11 @@ from pydantic import BaseModel, ValidationError
 from dgpt.checkpoint import files
 from dgpt.checkpoint.format import FORMAT, MANIFEST, MANIFEST_HASH, CheckpointError, FileEntry, Manifest
 from dgpt.checkpoint.format import safetensors_header as header_of
+from dgpt.errors import StorageError
 from dgpt.storage import Place, RemotePath
 
 MAX_MANIFEST_BYTES = 1 << 30
+GONE = (None, ENOENT, ENOTDIR, EISDIR, ELOOP)  # errno; None: as dgpt says it
 RESTORE = "use another checkpoint, or restore the file from a copy"
 
 
@@ -23,6 +26,11 @@ class _Version(BaseModel):
 
 def damaged(path: Place, reason: str) -> CheckpointError:
     return CheckpointError(path, reason, fix=f"{RESTORE}; `dgpt checkpoint verify FOLDER` lists every damage")
+
+
+def problem(path: Place, error: OSError) -> CheckpointError | StorageError:
+    """Damage, if the file is gone or is no file; a disk or a network that fails tells nothing of the checkpoint."""
+    return damaged(path, error.strerror or str(error)) if error.errno in GONE else files.unreadable(path, error)
 
 
 def read_manifest(folder: Place) -> Manifest:
@@ -53,7 +61,7 @@ def check_size(path: Place, expected: int) -> None:
     try:
         found = files.regular_size(path)
     except OSError as error:
-        raise damaged(path, error.strerror or str(error)) from None
+        raise problem(path, error) from None
     if found != expected:
         raise damaged(path, f"expected {expected} bytes, found {found}")
 
@@ -63,7 +71,7 @@ def check_hash(path: Place, expected: str, advance: Callable[[int], None] = lamb
     try:
         found = files.hash_file(path, advance)
     except OSError as error:
-        raise damaged(path, error.strerror or str(error)) from None
+        raise problem(path, error) from None
     if found != expected:
         raise damaged(path, f"expected sha256 {expected}, found {found}")
 
@@ -75,7 +83,7 @@ def check_header(path: Place, file: FileEntry, manifest: Manifest) -> None:
         with files.open_regular(path) as opened:
             found = opened.read(len(expected))
     except OSError as error:
-        raise damaged(path, error.strerror or str(error)) from None
+        raise problem(path, error) from None
     if found != expected:
         raise damaged(path, "its header does not belong to this manifest (another step, or another run?)")
 
@@ -96,7 +104,7 @@ def _read(path: Place) -> bytes:
         with files.open_regular(path) as file:
             return file.read(MAX_MANIFEST_BYTES)
     except OSError as error:
-        raise damaged(path, error.strerror or str(error)) from None
+        raise problem(path, error) from None
 
 
 def _parse(path: Place, content: bytes) -> Manifest:

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from re import fullmatch
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dgpt.checkpoint import files
-from dgpt.checkpoint.commit import Job, Known, Outcome, Writer, write_and_commit
+from dgpt.checkpoint.commit import Damaged, Job, Known, Outcome, Writer, prune_after, write_and_commit
 from dgpt.checkpoint.format import CheckpointError, MeshEntry, Meta, safetensors_header
 from dgpt.checkpoint.layout import plan
 from dgpt.fragments import Fragment
@@ -60,11 +61,13 @@ class Checkpointer:
         self.root = Path(run_dir) / files.FOLDER
         self.saved_step: int | None = None  # of the newest checkpoint that this process knows to be committed
         self.in_use: Place | None = None  # the checkpoint from which this start continued: never pruned
+        self.damaged: Damaged = {}  # those that it passed over: they do not count as kept
         self._writer = writer
         self._rank, self._mesh, self._attempt, self._stall_seconds = rank, mesh, attempt, stall_seconds
         self._keep_last, self._keep_every, self._report, self._alive = keep_last, keep_every, report, alive
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer")
         self._running: tuple[int, Future[Outcome]] | None = None
+        self._prunings: list[Future[str | None]] = []
         self._buffer = torch.empty(0, dtype=torch.uint8)
         self._known: Known = {}
         self._failures = 0
@@ -77,36 +80,59 @@ class Checkpointer:
 
         After two failures in a row it waits for this save too. Raises CheckpointError, on all ranks, if it fails.
         """
-        self.wait()
+        self.wait_for_save()
         begun = time.monotonic()
         layout, tensors = plan(fragments)
         header = safetensors_header(step, self._attempt, layout.tensors, layout.states, layout.table)
         content = self._copy(header, tensors, layout.payload_bytes)
         job = Job(self.root, step, self._attempt, self._rank, self._mesh, meta, layout, self._stall_seconds,
-                  self._keep_last, self._keep_every, self.in_use, self._known, self._writer, begun)  # fmt: skip
-        self._running = step, self._thread.submit(write_and_commit, job, content)
+                  self._keep_last, self._keep_every, self.in_use, self.damaged, self._known, self._writer,
+                  begun)  # fmt: skip
+        saving = self._thread.submit(write_and_commit, job, content)
+        self._running = step, saving
+        if self._rank == 0:
+            self._prunings.append(self._thread.submit(lambda: prune_after(job, saving.result())))
         if self._failures == MAX_FAILURES - 1:
-            self.wait()
+            self.wait_for_save()
 
     def poll(self) -> None:
         """Report a save that has ended; cheap, for every step. Raises nothing: ranks may see it at different steps."""
         if self._running and self._running[1].done():
             self._settle()
+        while self._prunings and self._prunings[0].done():
+            self._settle_pruning()
 
     def wait(self, seconds: float = float("inf")) -> None:
-        """Return when no save is running: `saved_step` then tells what is on disk. Raises as `save`.
+        """Return when no save is running and nothing is deleted: `saved_step` tells what is on disk. Raises as `save`.
 
         After `seconds` it returns even so: when a peer is dead, its part may never come.
         """
         deadline = time.monotonic() + seconds
-        while self._running and not wait([self._running[1]], SIGN_SECONDS).done:
-            self._alive()
-            if time.monotonic() > deadline:
-                return
+        if self._running and not self._await(self._running[1], deadline):
+            return
+        self.wait_for_save()
+        while self._prunings and self._await(self._prunings[0], deadline):
+            self._settle_pruning()
+
+    def wait_for_save(self) -> None:
+        """Return when no save is running, on all ranks at about the same time: none waits for deletions. As `wait`."""
+        if self._running:
+            self._await(self._running[1])
         self._settle()
         if self._failures >= MAX_FAILURES:
             fix = "free space or repair the disk, and start again: the run continues from its newest checkpoint"
             raise CheckpointError(self.root, f"not saved, failure {self._failures} in a row: {self._error}", fix=fix)
+
+    def _await(self, future: Future[Any], deadline: float = float("inf")) -> bool:
+        while not wait([future], SIGN_SECONDS).done:
+            self._alive()
+            if time.monotonic() > deadline:
+                return False
+        return True
+
+    def _settle_pruning(self) -> None:
+        if warning := self._prunings.pop(0).result():
+            self._report(warning)
 
     def _settle(self) -> None:
         if self._running is None:

@@ -12,7 +12,7 @@ from dgpt.checkpoint.files import CHUNK_BYTES, open_regular
 from dgpt.checkpoint.find import Found
 from dgpt.checkpoint.format import DTYPES, FileEntry
 from dgpt.checkpoint.progress import Advance
-from dgpt.checkpoint.read import check_hash, check_header, damaged
+from dgpt.checkpoint.read import check_hash, check_header, problem
 from dgpt.storage import Place, RemotePath
 
 THREADS = 8  # an object store answers many requests at once, each of them slowly
@@ -85,7 +85,7 @@ def _read(piece: _Piece) -> None:
             if file.readinto(memory) != len(memory):  # type: ignore[attr-defined]
                 raise OSError("ended while it was read")
     except OSError as error:
-        raise damaged(path, error.strerror or str(error)) from None
+        raise problem(path, error) from None
 
 
 def _join(parts: Tensor, shape: tuple[int, ...], axis: int | None, tp_size: int) -> Tensor:

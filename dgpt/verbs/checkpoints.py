@@ -70,7 +70,7 @@ def diff(options: Namespace) -> int:
 
 
 def prune(options: Namespace) -> int:
-    from dgpt.checkpoint.files import FOLDER, step_folders, step_of
+    from dgpt.checkpoint.files import FOLDER, clean, step_folders, step_of
     from dgpt.checkpoint.prune import doomed, prune
     from dgpt.checkpoint.read import problem_of
     from dgpt.lease import Lease
@@ -91,6 +91,7 @@ def prune(options: Namespace) -> int:
             gone = doomed(*wanted, judge_kept=judge)
         else:
             with Lease.take(options.run):  # refuses the folder of a run that is going on
+                clean(root)  # as whoever takes it: a writer that sleeps finds nothing to commit when it wakes
                 gone = prune(*wanted, f"prune-{uuid4().hex}", judge_kept=judge)
     except OSError as error:
         raise UserError(f"a checkpoint of '{options.run}' could not be deleted: {error}",

@@ -132,7 +132,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     cut: list[Any] = pool.run(tune, 2, overrides=[*common, f"run_dir={tmp_path / 'cut'}"], stop_after=STOP)
     resumed: list[Any] = pool.run(tune, 2, overrides=[*common, f"run_dir={tmp_path / 'cut'}"])
     assert [code for code, _ in (*whole, *cut, *resumed)] == [DONE, DONE, STOPPED, STOPPED, DONE, DONE]
+    assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
     for (_, a), (_, b), (_, c) in zip(whole, cut, resumed, strict=True):
         assert a == c != b
         assert {state for _, state, _ in a} == {"weight", "exp_avg", "exp_avg_sq"}
-    assert curve(tmp_path / "cut") == curve(tmp_path / "whole")

@@ -1,5 +1,6 @@
 """How a process ends by itself and as a worker, and which rank the agent blames."""
 
+import copy
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import pytest
 
 from dgpt import outcome, runtime
 from dgpt.agent.node import first_failure, hung, judge
-from dgpt.errors import TrainingError, UserError
+from dgpt.errors import StorageError, TrainingError, UserError
 from dgpt.watch.hang import Hang
 
 
@@ -49,6 +50,15 @@ def test_a_process_alone_prints_a_mistake_and_returns_the_code(
 ) -> None:
     assert outcome.guard(body) == code
     assert capsys.readouterr().err == message
+
+
+def test_a_disk_that_fails_is_said_without_a_trace_and_is_no_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    def body() -> int:
+        raise StorageError("a file cannot be read", rule="disks work", fix="mend it")
+
+    assert outcome.guard(body) == outcome.FAILED
+    assert capsys.readouterr().err == "dgpt: a file cannot be read\n  rule: disks work\n  fix:  mend it\n"
+    assert isinstance(copy.copy(StorageError("a", rule="b", fix="c")), StorageError)  # as between processes
 
 
 def test_a_crash_alone_prints_its_trace(capsys: pytest.CaptureFixture[str]) -> None:

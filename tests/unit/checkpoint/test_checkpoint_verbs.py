@@ -155,6 +155,23 @@ def test_prune_counts_only_what_reads_back_as_it_was_written(run, capsys):
     assert "damaged  step_00000006" in capsys.readouterr().out
 
 
+def test_prune_deletes_nothing_damaged_where_few_are_whole(run, capsys):
+    for step in (1, 2, 3):
+        path = folder_of(run, step) / "rank_00000.safetensors"
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    assert main(["checkpoint", "prune", str(run), "--keep-last", "5"]) == DONE
+    assert steps(run) == [1, 2, 3, 4, 5, 6]
+    assert capsys.readouterr().out.count("damaged") == 3
+
+
+def test_a_writer_that_sleeps_during_a_prune_commits_nothing_when_it_wakes(run):
+    (run / "checkpoints" / "step_00000007.tmp-a9").mkdir()
+    assert main(["checkpoint", "prune", str(run), "--keep-last", "1"]) == DONE
+    assert steps(run) == [6]
+
+
 def test_show_tells_topology_tensors_and_settings(run, capsys):
     assert main(["checkpoint", "show", str(run)]) == DONE
     shown = capsys.readouterr().out

@@ -2,16 +2,18 @@
 
 import json
 import os
+import platform
 import shutil
+from errno import EIO
 from hashlib import sha256
 
 import pytest
 import torch
 
-from dgpt.checkpoint import CheckpointError, Found, find_latest, load, open_checkpoint
+from dgpt.checkpoint import CheckpointError, Found, files, find_latest, load, open_checkpoint
 from dgpt.checkpoint.read import read_manifest
 from dgpt.config import RunConfig
-from dgpt.errors import UserError
+from dgpt.errors import StorageError, UserError
 
 
 @pytest.fixture
@@ -70,6 +72,17 @@ def test_no_checkpoint_at_all_is_none(tmp_path):
     assert find_latest(tmp_path) is None
     with pytest.raises(CheckpointError, match="neither a checkpoint nor a run folder"):
         open_checkpoint(tmp_path)
+
+
+def test_a_disk_that_fails_makes_no_checkpoint_a_damaged_one(folder, monkeypatch):
+    """Nor is an older one taken: the newest may be whole."""
+
+    def fail(path):
+        raise OSError(EIO, os.strerror(EIO))
+
+    monkeypatch.setattr(files, "open_regular", fail)
+    with pytest.raises(StorageError, match=rf"step_00000002/manifest.json' cannot be read on {platform.node()}: Input"):
+        find_latest(folder.parents[1])
 
 
 def test_known_bad_checkpoints_are_skipped_with_their_reason(folder):

@@ -1,5 +1,6 @@
 """Only the holder of the run folder commits."""
 
+import os
 import threading
 from dataclasses import dataclass, field
 
@@ -105,11 +106,11 @@ def test_a_folder_that_somebody_removes_while_it_is_written_is_noticed_at_once(m
     assert "step_00000001.tmp-a1 was removed while it was written" in both.said[0]
 
 
-@pytest.mark.parametrize(("rank", "free"), [(0, 5_000), (1, 2_000)])
+@pytest.mark.parametrize(("rank", "free"), [(0, 5_000), (1, 5_000)])
 def test_a_disk_too_full_is_found_before_anything_is_written(
     rank, free, monkeypatch, tmp_path, topology, job, state, meta
 ):
-    """Rank 0 asks for the space of all files, the others each for that of their own, some 3,600 bytes."""
+    """Each rank asks for the space of all files, of some 3,600 bytes each: nobody fills the disk of the others."""
     both = job(topology(1, 2, 1), stall_seconds=0.2)
     monkeypatch.setattr(commit.shutil, "disk_usage", lambda path: type("Usage", (), {"free": free})())
     monkeypatch.setattr(files, "write_hashed", lambda path, chunks: pytest.fail("written") if "safe" in path.name
@@ -120,9 +121,25 @@ def test_a_disk_too_full_is_found_before_anything_is_written(
     assert f"bytes are needed and {free:,} are free" in both.said[0]
 
 
-def test_bytes_that_come_back_from_the_disk_otherwise_are_not_committed(monkeypatch, topology, job, state):
-    one = job(topology(1, 1, 1))
-    monkeypatch.setattr(files, "hash_file", lambda path: "0" * 64)
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [
+    flip, lambda path: os.truncate(path, 1000), lambda path: path.write_bytes(path.read_bytes() + b"more"),
+])  # fmt: skip
+def test_bytes_that_come_back_from_the_disk_otherwise_are_not_committed(monkeypatch, topology, job, state, damage):
+    one, real = job(topology(1, 1, 1)), files.write_hashed
+
+    def write_hashed(path, chunks):
+        written = real(path, chunks)
+        if path.suffix == ".safetensors":
+            damage(path)
+        return written
+
+    monkeypatch.setattr(files, "write_hashed", write_hashed)
     one.save(1, state(seed=1))
     assert "the disk gives back other bytes than were written" in one.said[0]
     assert (one.steps, one.leftovers) == ([], [])

@@ -10,6 +10,7 @@ import torch
 from dgpt.checkpoint import CheckpointError, find_latest, load, read
 from dgpt.checkpoint.peers import Peers, share_out
 from dgpt.config import RunConfig
+from dgpt.errors import StorageError, UserError
 
 
 def peers_of(size):
@@ -35,7 +36,7 @@ def together(function, arguments):
     def call(given):
         try:
             return function(*given)
-        except CheckpointError as error:
+        except UserError as error:
             return error
 
     with ThreadPoolExecutor(len(arguments)) as pool:
@@ -106,3 +107,17 @@ def test_a_file_that_one_rank_cannot_read_after_it_was_hashed_is_everybodys(
                      list(zip(both.cut(state(seed=2)), peers_of(2), strict=True)))  # fmt: skip
     assert [error.summary for error in ended] == [ended[1].summary] * 2
     assert "Input/output error" in ended[0].summary
+
+
+def test_a_disk_that_fails_on_one_rank_is_told_on_all_before_any_damage():
+    """Then no rank goes on with another checkpoint."""
+    problems = [None, CheckpointError("here", "damaged", fix="copy it"), StorageError("fails", rule="", fix="")]
+
+    def load(peers, problem):
+        with peers.agreed():
+            if problem:
+                raise problem
+
+    assert [type(error) for error in together(load, list(zip(peers_of(3), problems, strict=True)))] == [
+        StorageError
+    ] * 3

@@ -30,6 +30,20 @@ def test_damaged_checkpoints_neither_count_nor_go(tmp_path, topology, job, state
     assert one.steps == [2, 3, 4]
 
 
+def test_those_that_this_start_could_not_load_do_not_count_until_they_are_written_anew(topology, job, state):
+    """Their sizes are right, so that only a hash tells."""
+    job(topology(1, 1, 1), keep_last=9).save(1, state(seed=1))
+    for step in (2, 3, 4):
+        bad = job(topology(1, 1, 1), keep_last=9).save(step, state(seed=1))
+    again = job(topology(1, 1, 1), attempt="a2", keep_last=2)
+    again.ranks[0].damaged = {bad.with_name(f"step_0000000{step}"): "a hash" for step in (3, 4)}
+    again.save(5, state(seed=1))
+    assert again.steps == [2, 3, 4, 5]
+    again.save(4, state(seed=1))
+    again.save(6, state(seed=1))
+    assert again.steps == [3, 5, 6]
+
+
 def test_after_going_back_new_checkpoints_are_not_pruned_in_favour_of_later_steps(topology, job, state):
     job(topology(1, 1, 1)).save(100, state(seed=1))
     again = job(topology(1, 1, 1), attempt="a2", keep_last=1)

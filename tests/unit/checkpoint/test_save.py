@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from dgpt.checkpoint import Checkpointer, CheckpointError, files, find_latest, load, verify
+from dgpt.checkpoint import Checkpointer, CheckpointError, commit, files, find_latest, load, verify
 from dgpt.config import RunConfig
 
 
@@ -108,6 +108,61 @@ def test_failed_write_aborts_on_all_ranks_and_the_run_goes_on(name, fail_writes,
     both.save(3, state(seed=3))
     assert both.steps == [1, 3]
     assert verify(tmp_path / "checkpoints" / "step_00000003") == []
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_no_more_threads_or_memory_is_a_failed_write_like_any_other(rank, monkeypatch, topology, job, state):
+    both, real = job(topology(1, 2, 1)), files.write_hashed
+
+    def write_hashed(path, chunks):
+        if path.name == f"rank_0000{rank}.safetensors":
+            raise RuntimeError("can't start new thread")
+        return real(path, chunks)
+
+    monkeypatch.setattr(files, "write_hashed", write_hashed)
+    both.save(1, state(seed=1))
+    assert (both.steps, both.leftovers) == ([], [])
+    assert len(both.said) == 2
+    assert "can't start new thread" in both.said[0]  # of rank 0; the other may only know that rank 0 could not
+
+
+def test_a_rank_whose_write_failed_ends_the_save_with_the_others(fail_writes, monkeypatch, topology, job, state, meta):
+    """It would wait for them in a collective, for longer than that may take."""
+    both, held, real = job(topology(1, 2, 1)), threading.Event(), commit._collect
+
+    def collect(running, own):
+        assert held.wait(timeout=30)
+        return real(running, own)
+
+    fail_writes("rank_00001.safetensors")
+    monkeypatch.setattr(commit, "_collect", collect)
+    for checkpointer, fragments in zip(both.ranks, both.topology.cut(state(seed=1)), strict=True):
+        checkpointer.save(1, fragments, meta())
+    both.ranks[1].wait(seconds=0.7)
+    assert both.said == []
+    held.set()
+    both.wait()
+    assert len(both.said) == 2
+
+
+def test_no_rank_waits_for_what_rank_0_deletes(monkeypatch, topology, job, state, meta):
+    both, held, real = job(topology(1, 2, 1), keep_last=1), threading.Event(), commit.prune
+
+    def prune(*arguments, **named):
+        assert held.wait(timeout=30)
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(commit, "prune", prune)
+    for step in (1, 2):
+        for checkpointer, fragments in zip(both.ranks, both.topology.cut(state(seed=1)), strict=True):
+            checkpointer.save(step, fragments, meta())
+        if step == 2:
+            held.set()
+        for checkpointer in both.ranks:
+            checkpointer.wait_for_save()
+            assert checkpointer.saved_step == step
+    both.wait()
+    assert both.steps == [2]
 
 
 def test_third_failure_in_a_row_raises_on_every_rank(fail_writes, tmp_path, topology, job, state):
