@@ -2,7 +2,8 @@
 
 All take AdamW (fused) at the same rate, betas and decay, clip the gradient norm at 1 and read the loss once a round.
 In bf16, `bare` and `ddp` do what dgpt does: a bf16 model, fp32 master weights. `bare-autocast` is the other common way,
-and `bare-kept` keeps freed memory as dgpt does on a CPU, so that against it nothing but the loop differs.
+and `bare-kept` keeps freed memory as dgpt does on a CPU, so that against it nothing but the loop differs. `apart` is
+several bare loops at once, each with its part of the batch, that say nothing to each other: what the machine can give.
 """
 
 import re
@@ -90,7 +91,7 @@ def _bare(arm: Arm, config: RunConfig, runtime: Runtime, tokens: Path, gate: Gat
     names = [name for name, _ in model.named_parameters()]
     optimizer = make_optimizer(zip(names, masters or weights, strict=True), config.optimizer)
     step_model: nn.Module = torch.compile(model) if config.training.compile else model  # type: ignore[assignment]
-    if runtime.world_size > 1:
+    if runtime.world_size > 1 and arm.kind != "apart":
         step_model = nn.parallel.DistributedDataParallel(step_model)
     for step, (inputs, targets) in enumerate(_batches(config, runtime, tokens)):
         gate(step)

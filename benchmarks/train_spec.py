@@ -58,7 +58,7 @@ SIZES = {
 }
 KINDS = {  # by number of processes
     1: ("bare", "bare-kept", "bare-autocast", "deepspeed-zero1", "deepspeed-zero3", "trainer", "dgpt"),
-    2: ("ddp", "deepspeed-zero1", "deepspeed-zero3", "trainer", "dgpt-zero1", "dgpt-zero3", "dgpt-tp2"),
+    2: ("apart", "ddp", "deepspeed-zero1", "deepspeed-zero3", "trainer", "dgpt-zero1", "dgpt-zero3", "dgpt-tp2"),
 }
 
 
@@ -82,8 +82,12 @@ def bars_of(processes: int, dtype: str) -> list[Bar]:
         ]
         return bars + ([Bar(Arm("dgpt", dtype, 1), anchor_of(), 2.7)] if dtype == "bf16" else [])
     bars = [bar("dgpt-zero1", "deepspeed-zero1", 1.05), bar("dgpt-zero3", "deepspeed-zero3", 1.0),
-            bar("dgpt-zero1", "ddp", None), bar("dgpt-zero1", "trainer", None)]  # fmt: skip
-    return bars + ([Bar(Arm("dgpt-tp2", dtype, processes), anchor_of(), 1.4)] if dtype == "fp32" else [])
+            bar("dgpt-zero1", "ddp", None), bar("dgpt-zero1", "trainer", None),
+            bar("dgpt-tp2", "apart", None)]  # fmt: skip
+    if dtype == "fp32":
+        bars += [Bar(Arm("dgpt-tp2", dtype, processes), anchor_of(), 1.4),
+                 Bar(Arm("apart", dtype, processes), anchor_of(), None)]  # fmt: skip
+    return bars
 
 
 def anchor_of() -> Arm:
