@@ -21,7 +21,7 @@ from dgpt.config import LoopConfig
 from dgpt.errors import UserError
 from dgpt.kinds import load
 from dgpt.outcome import DONE, FAILED, MISTAKE, STOPPED, Verdict, guard
-from dgpt.slurm import client, events, launch, policy, preflight, requeue
+from dgpt.slurm import client, events, exclude, launch, policy, preflight, requeue
 from dgpt.slurm.client import SlurmError
 from dgpt.slurm.clock import Clock
 from dgpt.slurm.events import Event
@@ -194,8 +194,10 @@ class Batch:
         failed = end.code == FAILED and not end.final and not end.unfit and not self.signals
         answer = failed and _nodes_answer(len(self.addresses))
         stopped_by, cancelled = self._why_stopped()
-        successors = events.waiting(events.history(self.run_dir), self.job.chain, self.job.id)
-        return Facts(stopped_by, cancelled, self._barren(), answer, len(successors))
+        history = events.history(self.run_dir)
+        successors = events.waiting(history, self.job.chain, self.job.id)
+        elsewhere = answer and exclude.replaceable(history, end.suspects, self.config.slurm)
+        return Facts(stopped_by, cancelled, self._barren(), answer, len(successors), elsewhere)
 
     def _why_stopped(self) -> tuple[str, bool]:
         name = signal.Signals(self.signals[0]).name if self.signals else ""

@@ -66,6 +66,7 @@ class Facts:
     barren: int = 0  # starts in a row without a new checkpoint, with this one
     nodes_answer: bool = False  # every node gave a sign of life after the end
     successors: int = 0  # jobs of the same chain that wait for the end of this one
+    replaceable: bool = False  # a suspect has failed too often, and a requeued job can do without it
 
 
 Action = Literal["end", "again", "requeue"]
@@ -107,7 +108,8 @@ def _go_on(end: End, facts: Facts, what: str) -> Decision:
         return Decision("end", FAILED, f"{what}; no new checkpoint in {facts.barren} starts in a row, so it gives up")
     if not asked and end.final:
         return Decision("end", FAILED, f"{what}; to start again would end the same way")
-    if not asked and facts.barren < 2 and facts.nodes_answer and not end.unfit:
+    stays = facts.nodes_answer and not end.unfit and not facts.replaceable
+    if not asked and facts.barren < 2 and stays:
         return Decision("again", FAILED, f"{what}; all nodes answer", ends_chain=False)
     if asked and facts.successors:
         return Decision("end", STOPPED, f"{what}; the next job of the chain goes on", ends_chain=False)

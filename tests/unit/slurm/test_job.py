@@ -1,71 +1,20 @@
 """A batch script's decisions carried out, with commands of Slurm that do as a test says."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from batches import SRUN, Batch, end, told
 
 from dgpt.errors import UserError
 from dgpt.outcome import DONE, FAILED, MISTAKE, STOPPED
 from dgpt.slurm.events import Event, history, record
-
-RECORD = "JobId=12 JobState=RUNNING Reason=None Restarts=0 PreemptTime=None EndTime=Unknown StdOut=/none"
-SCONTROL = f"""case "$1 $2" in
-  "show hostnames") echo n0; echo n1 ;;
-  "show node") echo "NodeName=n0 NodeAddr=127.0.0.1"; echo "NodeName=n1 NodeAddr=127.0.0.1" ;;
-  "show job") echo "{RECORD}" ;;
-esac"""
-# Answers a sign of life; else plays the next line of the plan: a checkpoint's step, exit code and words of all nodes.
-SRUN = """[[ ${@: -1} == true ]] && exit 0
-trap 'code=75' USR1
-read -r step code wait text < <(sed -n "$(($(cat plan.n 2>/dev/null || echo 0) + 1))p" plan)
-echo $(($(cat plan.n 2>/dev/null || echo 0) + 1)) >plan.n
-echo "$MASTER_ADDR:$MASTER_PORT $RDZV_ID" >>met
-for i in $(seq $((wait * 10))); do sleep 0.1; [[ $code == 75 ]] && break; done
-mkdir -p run/checkpoints/step_$(printf %08d $step) && touch run/checkpoints/step_$(printf %08d $step)/manifest.json
-for node in n0 n1; do
-  words='"node": "'$node'", "exit_code": '$code', "text": "'$text'", "time": 1.0, "final": false'
-  echo "{$words}" >$DGPT_LOGS/$node.json
-done
-[[ $code == 75 ]] && exit 0
-exit $code
-"""
-Batch = Callable[..., "subprocess.Popen[str]"]
-
-
-@pytest.fixture
-def batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: Any) -> Batch:
-    """batch(*plan) starts the batch script of job 12 in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    Path("run.toml").write_text('run_dir = "run"\nslurm.preflight = false\n')
-    Path("script").write_text("#!/bin/bash\n")
-    fake("scontrol", SCONTROL)
-    fake("srun", SRUN)
-
-    def start(*plan: str, **variables: str) -> "subprocess.Popen[str]":
-        Path("plan").write_text("\n".join(plan) + "\n")
-        given = {"SLURM_JOB_ID": "12", "SLURM_JOB_NODELIST": "n[0-1]", "SLURMD_NODENAME": "n0", **variables}
-        command = [sys.executable, "-m", "dgpt.slurm.job", "script", "pretrain", "run.toml"]
-        return subprocess.Popen(command, env={**os.environ, **given}, stdout=subprocess.PIPE, text=True)
-
-    return start
-
-
-def end(process: "subprocess.Popen[str]") -> tuple[int, str]:
-    out = process.communicate(timeout=60)[0]
-    return process.returncode, out
-
-
-def told() -> list[tuple[str, int, int, int | None]]:
-    return [(event.event, event.restart, event.step, event.code) for event in history(Path("run"))]
 
 
 def test_a_run_to_its_end(batch: Batch) -> None:

@@ -90,6 +90,7 @@ def test_nodes_that_were_interrupted_before_there_was_anything_to_save_are_no_fi
         (CRASH, Facts(nodes_answer=True, barren=2), "requeue", FAILED),  # perhaps other nodes help
         (CRASH, Facts(nodes_answer=True, barren=3), "end", FAILED),
         (CRASH, Facts(nodes_answer=False), "requeue", FAILED),
+        (CRASH, Facts(nodes_answer=True, replaceable=True), "requeue", FAILED),  # others will do better
         (End(FAILED, "not finite", final=True), Facts(nodes_answer=True), "end", FAILED),
         (End(FAILED, "taken over", final=True), Facts(stopped_by=LIMIT), "requeue", FAILED),
         (SAVED, Facts(stopped_by=LIMIT, barren=3), "end", FAILED),  # the time limit is too short for a step
