@@ -142,8 +142,8 @@ def limit_seconds(text: str) -> int | None:
     return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
 
 
-def batch_script(plan: Plan) -> str:
-    """The text for sbatch."""
+def batch_script(plan: Plan, chain: str = "") -> str:
+    """The text for sbatch; the chain stands in it, as a job need not inherit the environment (--export=NONE)."""
     wish = plan.wish
     template = script(f"slurm/{wish.verb}.sbatch").read_text(encoding="utf-8")
     options = {"job-name": f"dgpt-{plan.run_dir.name}", "output": f"{_literal(plan.folder)}/job_%j.out",
@@ -153,6 +153,7 @@ def batch_script(plan: Plan) -> str:
     exports = {"DGPT_PYTHON": sys.executable}
     exports |= {"DGPT_CONTAINER": wish.container} if wish.container else {}
     if wish.trains:
+        exports |= {"DGPT_CHAIN": chain} if chain else {}
         options |= {"nodes": str(wish.nodes), "signal": f"B:USR1@{plan.lead}"}
         exports |= {} if "gpus-per-node" in wish.options else {"NPROC_PER_NODE": str(wish.processes_per_node)}
     return render(template, options, wish.extra, exports, wish.arguments)
@@ -169,13 +170,13 @@ def submit(plan: Plan) -> tuple[Plan, list[str]]:
     for _ in range(plan.wish.chain):
         after = [f"--dependency=afterany:{jobs[-1]}"] if jobs else []
         try:
-            jobs.append(_sbatch(after, chain, batch_script(plan)))
+            jobs.append(_sbatch(after, batch_script(plan, chain)))
         except UserError:
             if jobs or not plan.left_out.added:
                 raise
             everywhere = Choice((), plan.left_out.added, "no node is left out: Slurm has too few others for the job")
             return submit(replace(plan, left_out=everywhere))
-        (folder / f"job_{jobs[-1]}.sbatch").write_text(batch_script(plan), encoding="utf-8")
+        (folder / f"job_{jobs[-1]}.sbatch").write_text(batch_script(plan, chain), encoding="utf-8")
         if plan.wish.trains:
             events.record(run_dir, Event(events.now(), "submit", jobs[-1], chain, 0, (), newest_step(run_dir)))
         if plan.left_out.added:
@@ -183,9 +184,9 @@ def submit(plan: Plan) -> tuple[Plan, list[str]]:
     return plan, jobs
 
 
-def _sbatch(options: Sequence[str], chain: str, text: str) -> str:
+def _sbatch(options: Sequence[str], text: str) -> str:
     try:
-        return client.submit(options, {"DGPT_CHAIN": chain}, text)
+        return client.submit(options, {}, text)
     except NoSlurmError as error:
         raise UserError(
             f"nothing is submitted: {error}", rule="submit needs a machine with Slurm's commands",

@@ -111,11 +111,12 @@ def srun(job: Job, nodes: int, timeout_seconds: int, arguments: Sequence[str]) -
 
     --kill-on-bad-exit ends all nodes when one fails. --wait ends them when one has been done for longer than any
     collective may take: nodes that cannot reach each other leave srun without a word of their end. srun takes
-    --cpus-per-task from the job no longer since Slurm 22.05.
+    --cpus-per-task from the job no longer since Slurm 22.05. What sbatch was told of --export holds for srun, too, which
+    would drop the variables of the launcher.
     """
     options = [
         f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={job.cpus_per_task}",
-        "--kill-on-bad-exit=1", f"--wait={timeout_seconds + WAIT_MARGIN_SECONDS}", "--input=none",
+        "--kill-on-bad-exit=1", f"--wait={timeout_seconds + WAIT_MARGIN_SECONDS}", "--input=none", "--export=ALL",
     ]  # fmt: skip
     task = ["bash", str(script("slurm/node.sh")), "-m", "dgpt.cli", *arguments]
     return ["srun", *options, *in_container(job.container, task)]
@@ -131,4 +132,4 @@ def in_container(image: str, task: list[str]) -> list[str]:
 def probe(nodes: int) -> list[str]:
     """A step that asks every node for a sign of life, once the step before has left it."""
     return ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1",
-            "--input=none", "true"]  # fmt: skip
+            "--input=none", "--export=ALL", "true"]  # fmt: skip

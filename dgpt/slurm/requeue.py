@@ -48,7 +48,7 @@ def _follow(job: Job, run_dir: Path, arguments: Sequence[str], settings: SlurmCo
     options = options_of(client.job_record(job.id)) + signal_option(run_dir)
     script = str(run_dir / "slurm" / f"job_{job.id}.sbatch")
     follower = client.submit(
-        [f"--dependency=afterany:{job.id}", *options, script, *arguments], {"DGPT_CHAIN": job.chain}
+        [f"--dependency=afterany:{job.id}", "--export=ALL", *options, script, *arguments], {"DGPT_CHAIN": job.chain}
     )
     events.record(run_dir, Event(events.now(), "submit", follower, job.chain, 0, (), newest_step(run_dir),
                                  f"follows job {job.id}, which cannot be requeued: {refused}"))  # fmt: skip

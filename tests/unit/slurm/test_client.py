@@ -61,7 +61,7 @@ def test_where_requeue_is_forbidden_a_job_of_the_same_shape_follows(fake, tmp_pa
     submitted = fake("sbatch", 'echo "$DGPT_CHAIN" >"$0.chain"; echo "13;cluster"')
     assert "job 13 follows" in go_on(JOB, tmp_path, ["run.toml", "seed=1"], SlurmConfig())
     (call,) = submitted()
-    assert call.startswith("--parsable --dependency=afterany:12 ")
+    assert call.startswith("--parsable --dependency=afterany:12 --export=ALL ")
     assert call.endswith(f"{tmp_path}/slurm/job_12.sbatch run.toml seed=1")
     assert (tmp_path / "bin/sbatch.chain").read_text() == "chain-1\n"
     assert [(event.event, event.job, event.chain) for event in history(tmp_path)] == [("submit", "13", "chain-1")]

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from dgpt.errors import UserError
-from dgpt.slurm import launch
+from dgpt.scripts import script
+from dgpt.slurm import launch, preflight
 from dgpt.slurm.runtime import Job, this_job
 
 JOB = Job("1234", "1234", 1, "n[0-1]", "n0", 16, 8, 8, "", "")
@@ -72,6 +73,14 @@ def test_srun_starts_one_task_a_node_and_never_waits_for_ever() -> None:
     assert {"--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=16", "--kill-on-bad-exit=1", "--wait=660",
             "--input=none"} <= set(command)  # fmt: skip
     assert command[-4:] == ["-m", "dgpt.cli", "pretrain", "run.toml"]
+
+
+def test_a_step_gets_its_variables_though_the_job_was_submitted_without_any() -> None:
+    """--export=NONE, or SBATCH_EXPORT, for sbatch is one for srun, too."""
+    for command in (launch.srun(JOB, 2, 600, ["pretrain"]), launch.probe(2), preflight.command(JOB, 2, "python", [])):
+        assert "--export=ALL" in command
+    for verb in ("prepare", "evaluate"):
+        assert "srun --ntasks=1 --export=ALL " in script(f"slurm/{verb}.sbatch").read_text()
 
 
 def test_containers() -> None:

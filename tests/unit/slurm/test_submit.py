@@ -21,7 +21,7 @@ SMALL = ("model.n_layer=1", "model.n_head=4", "model.n_embd=32", "model.seq_len=
 SBATCH = """n=$(($(cat "$0.n" 2>/dev/null || echo 40) + 1))
 echo $n | tee "$0.n"
 cat >"$0.in"
-echo "$DGPT_CHAIN" >"$0.chain"
+sed -n "s/^export DGPT_CHAIN=//p" "$0.in" >"$0.chain"
 """
 
 
