@@ -155,7 +155,7 @@ def batch_script(plan: Plan, chain: str = "") -> str:
     if wish.trains:
         exports |= {"DGPT_CHAIN": chain} if chain else {}
         options |= {"nodes": str(wish.nodes), "signal": f"B:USR1@{plan.lead}"}
-        exports |= {} if "gpus-per-node" in wish.options else {"NPROC_PER_NODE": str(wish.processes_per_node)}
+        exports["NPROC_PER_NODE"] = str(wish.processes_per_node)  # not that of the login shell
     return render(template, options, wish.extra, exports, wish.arguments)
 
 

@@ -82,6 +82,7 @@ def test_submit_gives_slurm_the_script_and_keeps_it(run_file: str, fake, tmp_pat
     ):
         assert f"#SBATCH {line}\n" in text
     assert f"set -- run.toml {' '.join(SMALL)}\n" in text
+    assert "export NPROC_PER_NODE=2\n" in text, "that of the login shell would have the last word"
     first, second = history(Path("my run"))
     assert (first.job, second.job) == ("41", "42")
     assert first.chain == second.chain == (tmp_path / "bin/sbatch.chain").read_text().strip()
