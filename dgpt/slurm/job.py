@@ -29,7 +29,6 @@ from dgpt.slurm.policy import Decision, End, Facts
 from dgpt.slurm.runtime import Job, die_with_parent, given_addresses, this_job, with_variables
 
 GIVE_UP_SECONDS = 45.0  # after the first failure; Slurm kills the other nodes' tasks after KillWait, normally 30 s
-PROBE_SECONDS = 20.0
 POLL_SECONDS = 0.5
 NO_END = End(DONE, "")
 PAUSE_SECONDS = 0.2  # before a start in the same allocation; a second one without progress is left to a requeue
@@ -56,7 +55,8 @@ class Batch:
     def run(self) -> int:
         """The exit code of the job."""
         self._settle()
-        self.addresses = self._addresses()
+        named = client.patiently(lambda: client.node_addresses(self.job.nodelist), client.AWAY_SECONDS)
+        self.addresses = launch.addresses(named, given_addresses(), self.job.node)
         while True:
             start = events.next_restart(events.history(self.run_dir))
             if (refusal := self._begin(start)) is not None:
@@ -81,22 +81,10 @@ class Batch:
         kept = folder / f"job_{self.job.id}.sbatch"
         if not kept.exists():
             shutil.copyfile(self.script, kept)
-        output, wanted = Path(client.job_record(self.job.id).get("StdOut", "")), folder / f"job_{self.job.id}.out"
+        output, wanted = Path(client.known(self.job.id).get("StdOut", "")), folder / f"job_{self.job.id}.out"
         if output.is_file() and not wanted.exists():
             with suppress(FileExistsError):
                 wanted.symlink_to(output)
-
-    def _addresses(self) -> dict[str, str]:
-        """Of the nodes, in Slurm's order. Raises UserError."""
-        named = client.node_addresses(self.job.nodelist)
-        if not (given := given_addresses()):
-            return launch.reachable(named, self.job.node)
-        if len(given) != len(named):
-            raise UserError(
-                f"DGPT_NODE_ADDRESSES names {len(given)} addresses for {len(named)} nodes: {' '.join(named)}",
-                rule="one address for each node of the job, in Slurm's order", fix="correct it, or unset it",
-            )  # fmt: skip
-        return dict(zip(named, given, strict=True))
 
     def _begin(self, start: int) -> int | None:
         """Record the start; an exit code if there is to be none. Raises UserError if another job serves the run now."""
@@ -121,7 +109,7 @@ class Batch:
 
     def _check_ended(self, job: str) -> None:
         """Raises UserError if another job is running; nothing may be said of its end."""
-        if job != self.job.id and _record_of(job).get("JobState") == "RUNNING":
+        if job != self.job.id and client.known(job).get("JobState") == "RUNNING":
             raise UserError(
                 f"run_dir = '{self.run_dir}' is in use by job {job}, which is running",
                 rule="one job at a time writes to a run folder",
@@ -174,7 +162,7 @@ class Batch:
         srun waits for ever for a node whose step daemon was killed, or that it cannot reach.
         """
         failed, told = float("inf"), False  # Unix time
-        clock = Clock(self.run_dir, _record_of(self.job.id))
+        clock = Clock(self.run_dir, client.known(self.job.id))
         while time.time() < min(self.deadline, failed + GIVE_UP_SECONDS):
             with suppress(subprocess.TimeoutExpired):
                 return step.wait(timeout=POLL_SECONDS)
@@ -183,7 +171,7 @@ class Batch:
                 self._on_signal(signal.SIGUSR1, None)
             if self.signals and not told:
                 told = True
-                self.deadline = policy.deadline(_record_of(self.job.id), time.time())
+                self.deadline = policy.deadline(client.known(self.job.id), time.time())
                 self._record("signal", start, self._why_stopped()[0])  # now, as Slurm may kill this job before its end
             if any(verdict.exit_code not in (DONE, STOPPED) for verdict in _verdicts(logs).values()):
                 failed = min(failed, time.time())
@@ -192,16 +180,20 @@ class Batch:
 
     def _facts(self, end: End) -> Facts:
         failed = end.code == FAILED and not end.final and not end.unfit and not self.signals
-        answer = failed and _nodes_answer(len(self.addresses))
+        answer = failed and launch.nodes_answer(self.job, len(self.addresses), self._patience())
         stopped_by, cancelled = self._why_stopped()
         history = events.history(self.run_dir)
         successors = events.waiting(history, self.job.chain, self.job.id)
         elsewhere = answer and exclude.replaceable(history, end.suspects, self.config.slurm)
         return Facts(stopped_by, cancelled, self._barren(), answer, len(successors), elsewhere)
 
+    def _patience(self) -> float:
+        """Unix time up to which slurmctld may be away."""
+        return min(self.deadline, time.time() + client.AWAY_SECONDS)
+
     def _why_stopped(self) -> tuple[str, bool]:
         name = signal.Signals(self.signals[0]).name if self.signals else ""
-        return policy.why_slurm_stopped(name, _record_of(self.job.id), self.job.restart)
+        return policy.why_slurm_stopped(name, client.known(self.job.id), self.job.restart)
 
     def _leave(self, end: End, decision: Decision) -> int:
         """End the job. What failed first comes last, where people look."""
@@ -209,7 +201,7 @@ class Batch:
             _say(f"what failed first:\n{end.text}")
         _say(decision.reason)
         if decision.action == "requeue":
-            _say(requeue.go_on(self.job, self.run_dir, self.arguments[1:], self.config.slurm))
+            _say(requeue.go_on(self.job, self.run_dir, self.arguments[1:], self.config.slurm, self._patience()))
         elif decision.ends_chain:
             requeue.cancel_successors(self.job, self.run_dir)
         else:
@@ -256,20 +248,6 @@ def _verdicts(logs: Path) -> dict[str, Verdict]:
         with suppress(OSError):
             found[path.stem] = Verdict.read(path)
     return found
-
-
-def _record_of(job: str) -> dict[str, str]:
-    """What slurmctld knows of the job; nothing while it does not answer."""
-    with suppress(SlurmError):
-        return client.job_record(job)
-    return {}
-
-
-def _nodes_answer(nodes: int) -> bool:
-    with suppress(SlurmError):
-        client.call(*launch.probe(nodes), seconds=PROBE_SECONDS)
-        return True
-    return False
 
 
 def _say(text: str) -> None:

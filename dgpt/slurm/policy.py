@@ -36,7 +36,8 @@ class End:
 def end_of(verdicts: Mapping[str, Verdict], nodes: Sequence[str], srun_code: int | None) -> End:
     """One end from the words of the nodes' agents and srun's exit code (None: srun itself never ended).
 
-    The clocks of the nodes decide which failure was the first.
+    The clocks of the nodes decide which failure was the first. Where no node at all has left a word, srun has started
+    nothing, as without slurmctld, and no node is a suspect.
     """
     words = [verdicts[node] for node in nodes if node in verdicts]
     silent = tuple(node for node in nodes if node not in verdicts)
@@ -53,7 +54,7 @@ def end_of(verdicts: Mapping[str, Verdict], nodes: Sequence[str], srun_code: int
     if silent or srun_code != 0:
         interrupted = next((word.text for word in words if word.text), "")
         said = "srun did not end" if srun_code is None else f"srun ended with {srun_code}"
-        return End(FAILED, "\n".join(filter(None, (interrupted, lost or said))), silent)
+        return End(FAILED, "\n".join(filter(None, (interrupted, lost or said))), silent if words else ())
     return End(max((word.exit_code for word in words), default=DONE), "")
 
 

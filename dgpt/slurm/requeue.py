@@ -1,6 +1,7 @@
 """How a run goes on in another job, and how a chain of jobs ends."""
 
 import re
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,21 +17,34 @@ SAME = {"NumNodes": "nodes", "Partition": "partition", "TimeLimit": "time", "Acc
         "ExcNodeList": "exclude"}  # fmt: skip
 
 
-def go_on(job: Job, run_dir: Path, arguments: Sequence[str], settings: SlurmConfig) -> str:
+def go_on(job: Job, run_dir: Path, arguments: Sequence[str], settings: SlurmConfig, until: float) -> str:
     """Requeue the job; where that is forbidden, submit one that follows it. Either leaves bad nodes out.
 
-    Says what was done. Slurm takes a new --exclude from a job that is requeued, but no new --signal: for that the batch
-    script looks at the time itself.
+    Says what was done. Tries again while slurmctld is away, up to a Unix time. Slurm takes a new --exclude from a job
+    that is requeued, but no new --signal: for that the batch script looks at the time itself.
     """
+    while True:
+        try:
+            return _go_on(job, run_dir, arguments, settings)
+        except SlurmError as error:
+            if client.known(job.id) or time.time() >= until:
+                return f"the run does not go on by itself: {error}; submit it again"
+        time.sleep(client.RETRY_SECONDS)
+
+
+def _go_on(job: Job, run_dir: Path, arguments: Sequence[str], settings: SlurmConfig) -> str:
+    """Raises SlurmError. Only what slurmctld has refused is tried in another way: it may do later what it has heard."""
     try:
         said = _requeue(job)
         return _lines(said, exclude.update(job.id, job.chain, run_dir, settings))
     except SlurmError as error:
         refused = str(error)
+    if not client.known(job.id):
+        raise SlurmError(refused)
     try:
         return _follow(job, run_dir, arguments, settings, refused)
     except SlurmError as error:
-        return f"the run does not go on by itself: {refused}; {error}; submit it again"
+        raise SlurmError(f"{refused}; {error}") from None
 
 
 def _requeue(job: Job) -> str:

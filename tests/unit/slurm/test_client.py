@@ -45,13 +45,13 @@ def test_a_failure_says_what_slurm_said(fake) -> None:
 
 def test_a_job_is_requeued(fake, tmp_path: Path) -> None:
     calls = fake("scontrol", REQUEUE.format(record=RECORD.format(restarts=1), said="", code=0))
-    assert "requeued" in go_on(JOB, tmp_path, ["run.toml"], SlurmConfig())
+    assert "requeued" in go_on(JOB, tmp_path, ["run.toml"], SlurmConfig(), 0.0)
     assert "requeue 12" in calls()
 
 
 def test_a_job_that_slurm_has_requeued_itself_is_left_alone(fake, tmp_path: Path) -> None:
     calls = fake("scontrol", REQUEUE.format(record=RECORD.format(restarts=2), said="", code=0))
-    assert go_on(JOB, tmp_path, ["run.toml"], SlurmConfig()) == "Slurm has requeued job 12"
+    assert go_on(JOB, tmp_path, ["run.toml"], SlurmConfig(), 0.0) == "Slurm has requeued job 12"
     assert not any(call.startswith("requeue") for call in calls())
 
 
@@ -59,7 +59,7 @@ def test_where_requeue_is_forbidden_a_job_of_the_same_shape_follows(fake, tmp_pa
     said = "Requested operation is presently disabled for job 12"
     fake("scontrol", REQUEUE.format(record=RECORD.format(restarts=1), said=said, code=1))
     submitted = fake("sbatch", 'echo "$DGPT_CHAIN" >"$0.chain"; echo "13;cluster"')
-    assert "job 13 follows" in go_on(JOB, tmp_path, ["run.toml", "seed=1"], SlurmConfig())
+    assert "job 13 follows" in go_on(JOB, tmp_path, ["run.toml", "seed=1"], SlurmConfig(), 0.0)
     (call,) = submitted()
     assert call.startswith("--parsable --dependency=afterany:12 --export=ALL ")
     assert call.endswith(f"{tmp_path}/slurm/job_12.sbatch run.toml seed=1")

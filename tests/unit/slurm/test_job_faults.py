@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from batches import SCONTROL, Batch, end
+from batches import SCONTROL, SRUN, Batch, end, told
 
-from dgpt.outcome import FAILED
+from dgpt.outcome import DONE, FAILED
 from dgpt.slurm.events import history
 
 KILLED = "1 0 dgpt: rank 1 on n0 was killed by SIGKILL"
@@ -28,4 +28,34 @@ def test_a_node_that_fails_between_checkpoints_is_left_out_by_a_requeue(batch: B
 def test_a_node_that_no_other_can_replace_is_used_again(batch: Batch, fake: Any) -> None:
     fake("sinfo", NODES.replace("0 1 2", "0"))
     fake("scontrol", NAMES)
-    assert end(batch(*(f"{step} {KILLED}" for step in (20, 40)), "60 0 0"))[0] == 0
+    assert end(batch(*(f"{step} {KILLED}" for step in (20, 40)), "60 0 0"))[0] == DONE
+
+
+AWAY = "echo 'Unable to contact slurm controller (connect failure)' >&2; exit 1"
+COUNT = "n=$(($(cat count 2>/dev/null || echo 0) + 1)); echo $n >count"
+
+
+def test_a_job_starts_though_slurmctld_is_away(batch: Batch, fake: Any) -> None:
+    fake("scontrol", f"{COUNT}; [[ $n -le 4 ]] && {{ {AWAY}; }}\n{SCONTROL}")
+    assert end(batch("100 0 0"))[0] == DONE
+
+
+def test_a_requeue_waits_for_slurmctld_and_nothing_else_is_tried(batch: Batch, fake: Any) -> None:
+    goes = "[[ $1 == requeue && ! -e count ]] && touch down"
+    comes = f"[[ -e down ]] && {{ {COUNT}; [[ $n -ge 4 ]] && rm down; }}"
+    asked = fake("scontrol", f"{goes}; {comes}\n[[ -e down ]] && {{ {AWAY}; }}\n{SCONTROL}")
+    submitted = fake("sbatch", "echo 13")
+    code, out = end(batch(*["0 1 0 dgpt: no"] * 2))
+    assert code == FAILED
+    assert "job 12 is requeued" in out
+    assert asked().count("requeue 12") == 2
+    assert submitted() == []
+
+
+def test_nodes_that_do_not_answer_while_slurmctld_is_away_are_not_lost(batch: Batch, fake: Any) -> None:
+    fake("scontrol", f"[[ -e down ]] && {{ {AWAY}; }}\n{SCONTROL}")
+    probe = "if [[ ${@: -1} == true ]]; then [[ -e asked ]] && rm -f down && exit 0; touch asked down; exit 1; fi"
+    fake("srun", f"{probe}\n{SRUN}")
+    code, out = end(batch("40 1 0 dgpt: no", "100 0 0"))
+    assert (code, "no; all nodes answer; starting again" in out) == (DONE, True)
+    assert [line[1] for line in told()] == [0, 0, 1, 1]

@@ -75,6 +75,11 @@ def test_nodes_that_were_interrupted_before_there_was_anything_to_save_are_no_fi
     assert end_of({}, NODES, None).code == FAILED
 
 
+def test_no_node_is_to_blame_where_srun_started_nothing() -> None:
+    assert end_of({}, NODES, 1).suspects == ()
+    assert end_of(words(said("n0", 143)), NODES, 1).suspects == ("n1",)
+
+
 @pytest.mark.parametrize(
     ("end", "facts", "action", "code"),
     [
