@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from errno import EACCES, EDQUOT, EEXIST, ENOENT, ENOSPC, ENOTDIR, EPERM, EROFS
 from pathlib import Path
 from types import FrameType
 
@@ -31,6 +32,7 @@ from dgpt.slurm.runtime import Job, die_with_parent, given_addresses, this_job, 
 GIVE_UP_SECONDS = 45.0  # after the first failure; Slurm kills the other nodes' tasks after KillWait, normally 30 s
 POLL_SECONDS = 0.5
 NO_END = End(DONE, "")
+LASTING = (EACCES, EPERM, ENOENT, ENOTDIR, EEXIST, EROFS, ENOSPC, EDQUOT)  # as long as nobody mends them
 PAUSE_SECONDS = 0.2  # before a start in the same allocation; a second one without progress is left to a requeue
 
 
@@ -44,6 +46,8 @@ class Batch:
         self.step: subprocess.Popen[bytes] | None = None
         self.fit = not config.slurm.preflight  # the nodes have been examined, or need not be
         self.deadline = float("inf")  # Unix time
+        self.started = False  # and has written so: a start counts, so that it cannot fail for ever
+        self.addresses = dict[str, str]()  # of the nodes, in Slurm's order
         for number in (signal.SIGUSR1, signal.SIGTERM):
             signal.signal(number, self._on_signal)
 
@@ -102,6 +106,7 @@ class Batch:
             self._record("stop", start, refusal.reason, refusal.code, ends_chain=True)
             return refusal.code
         self._record("start", start)
+        self.started = True
         nodes = ", ".join(f"{node} ({address})" for node, address in self.addresses.items())
         _say(f"start {start} of {self.run_dir}, job {self.job.id}, from step {self._step()}, on {nodes}; "
              f"output in {self._logs(start)}")  # fmt: skip
@@ -172,7 +177,8 @@ class Batch:
             if self.signals and not told:
                 told = True
                 self.deadline = policy.deadline(client.known(self.job.id), time.time())
-                self._record("signal", start, self._why_stopped()[0])  # now, as Slurm may kill this job before its end
+                with suppress(OSError):  # the save goes on
+                    self._record("signal", start, self._why_stopped()[0])  # now: Slurm may kill this job before its end
             if any(verdict.exit_code not in (DONE, STOPPED) for verdict in _verdicts(logs).values()):
                 failed = min(failed, time.time())
         step.kill()
@@ -209,6 +215,17 @@ class Batch:
                 _say(said)
         return decision.code
 
+    def lost_folder(self, error: OSError) -> int:
+        """The exit code after the file server has failed this job, which is no reason to end the run."""
+        _say(f"the run folder cannot be used: {error}")
+        if not self.started and error.errno in LASTING:
+            return FAILED
+        with suppress(OSError):
+            if self.started and (start := events.unfinished(events.history(self.run_dir))):
+                self._record("stop", start.restart, f"the run folder could not be used: {error}", FAILED)
+        _say(requeue.go_on(self.job, self.run_dir, self.arguments[1:], self.config.slurm, self._patience()))
+        return FAILED
+
     def _record(
         self, kind: events.Kind, start: int, reason: str = "", code: int | None = None, end: End = NO_END,
         ends_chain: bool = False,
@@ -234,24 +251,29 @@ def main(script: str, verb: str, config: str, *overrides: str) -> int:
         raise UserError("this is no batch job of Slurm", rule="slurm/*.sbatch are for sbatch",
                         fix="submit it: sbatch --nodes 2 slurm/pretrain.sbatch run.toml")  # fmt: skip
     die_with_parent()
+    batch = Batch(job, load(verb, config, overrides), Path(script), [verb, config, *overrides])
     try:
-        return Batch(job, load(verb, config, overrides), Path(script), [verb, config, *overrides]).run()
+        return batch.run()
     except SlurmError as error:
         _say(f"Slurm does not answer this job: {error}")
         return FAILED
+    except OSError as error:
+        return batch.lost_folder(error)
 
 
 def _verdicts(logs: Path) -> dict[str, Verdict]:
     """By node. A file server may refuse a file for a moment that an agent has just written anew."""
     found: dict[str, Verdict] = {}
-    for path in logs.glob("*.json"):
-        with suppress(OSError):
-            found[path.stem] = Verdict.read(path)
+    with suppress(OSError):
+        for path in logs.glob("*.json"):
+            with suppress(OSError):
+                found[path.stem] = Verdict.read(path)
     return found
 
 
 def _say(text: str) -> None:
-    print(f"{datetime.now():%Y-%m-%d %H:%M:%S} dgpt: {text}", flush=True)
+    with suppress(OSError):
+        print(f"{datetime.now():%Y-%m-%d %H:%M:%S} dgpt: {text}", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from dgpt import outcome, runtime
 from dgpt.agent.node import first_failure, hung, judge
 from dgpt.errors import TrainingError, UserError
 from dgpt.watch.hang import Hang
+from dgpt.watch.runtime import AGENT_PID
 
 
 def mistake() -> int:
@@ -49,6 +50,13 @@ def test_a_process_alone_prints_a_mistake_and_returns_the_code(
 ) -> None:
     assert outcome.guard(body) == code
     assert capsys.readouterr().err == message
+
+
+def test_a_full_disk_does_not_change_how_an_agent_or_rank_ends() -> None:
+    code = "import sys; from dgpt.outcome import leave; sys.stderr.write('x'); print('x'); leave(75)"
+    with open("/dev/full", "w") as full:
+        environment = {**os.environ, AGENT_PID: "1", "PYTHONUNBUFFERED": ""}
+        assert subprocess.run([sys.executable, "-c", code], stdout=full, env=environment, check=False).returncode == 75
 
 
 def test_a_crash_alone_prints_its_trace(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,25 @@ def test_verdicts_of_an_agent_are_for_the_batch_script(tmp_path: Path, monkeypat
     assert agent._end(verdict) == DONE, "srun would end the other nodes while they save"
     assert Verdict.read(tmp_path / "n1.json") == verdict
     assert json.loads((tmp_path / "n1.json").read_text())["node"] == "n1"
+
+
+class Full(StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_hides_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dgpt.agent import node as agent
+    from dgpt.outcome import Verdict
+
+    verdict = Verdict("n1", FAILED, "dgpt: rank 3 on n1 failed", 1.5, False)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", Full())
+        patch.setenv("DGPT_VERDICT", str(tmp_path / "n1.json"))
+        assert agent._end(verdict) == FAILED
+    assert Verdict.read(tmp_path / "n1.json") == verdict
+    monkeypatch.setenv("DGPT_VERDICT", str(tmp_path / "gone/n1.json"))
+    assert agent._end(verdict) == FAILED
 
 
 def test_a_start_that_is_refused_is_no_lost_node_to_the_next(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 from batches import SCONTROL, SRUN, Batch, end, told
 
 from dgpt.outcome import DONE, FAILED
@@ -59,3 +60,21 @@ def test_nodes_that_do_not_answer_while_slurmctld_is_away_are_not_lost(batch: Ba
     code, out = end(batch("40 1 0 dgpt: no", "100 0 0"))
     assert (code, "no; all nodes answer; starting again" in out) == (DONE, True)
     assert [line[1] for line in told()] == [0, 0, 1, 1]
+
+
+def test_a_run_goes_on_after_its_folder_was_gone_for_a_moment(batch: Batch, fake: Any) -> None:
+    asked = fake("scontrol", SCONTROL)
+    fake("srun", f"{SRUN.replace('exit $code', '')}\nmv run/events.jsonl kept; ln -s events.jsonl run/events.jsonl")
+    code, out = end(batch("40 1 0 dgpt: no"))
+    assert code == FAILED
+    assert "the run folder cannot be used: [Errno 40]" in out
+    assert "requeue 12" in asked()
+
+
+@pytest.mark.parametrize(("lasts", "requeued"), [(True, False), (False, True)])
+def test_a_folder_that_cannot_be_used_from_the_start(batch: Batch, fake: Any, lasts: bool, requeued: bool) -> None:
+    """No start would be counted, so that it would be requeued for ever where nothing changes by itself."""
+    asked = fake("scontrol", SCONTROL)
+    Path("run").touch() if lasts else Path("run").symlink_to("run")
+    assert end(batch("100 0 0"))[0] == FAILED
+    assert ("requeue 12" in asked()) == requeued
