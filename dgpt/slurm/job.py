@@ -203,7 +203,7 @@ class Batch:
 
     def _leave(self, end: End, decision: Decision) -> int:
         """End the job. What failed first comes last, where people look."""
-        if end.text and (end.final or not self.signals):  # after a signal from Slurm it is no failure to end early
+        if end.text and (end.failed or not self.signals):  # after a signal from Slurm it is no failure to end early
             _say(f"what failed first:\n{end.text}")
         _say(decision.reason)
         if decision.action == "requeue":

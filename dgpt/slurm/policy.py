@@ -17,9 +17,11 @@ _NODE = re.compile(
 )
 # What began on the node that says it. The others wait for that rank and are killed by srun, and may leave no word; of a
 # node that is lost they say connection, NCCL or SIGABRT (from NCCL's watchdog).
-_BEGAN_HERE = re.compile(r"was killed by SIG(?!ABRT|TERM)|CUDA (?!out of memory)|ECC|hang: ")
+_BEGAN_HERE = re.compile(r"was killed by SIG(?!ABRT|TERM|USR1)|CUDA (?!out of memory)|ECC|hang: ")
 REQUEUED = "requeued"
 SILENT = """{nodes} left no word: the launcher there was killed, or the node was lost"""
+# How ranks end that Slurm ends before they have saved: no failure.
+_CUT_OFF = re.compile(r"$|dgpt: SIG\w+ ended the workers|[^\n]* left no word: |srun (did not end|ended with)")
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,11 @@ class End:
     suspects: tuple[str, ...] = ()  # nodes that the failure came from
     final: bool = False  # to start again would end the same way
     unfit: bool = False  # the preflight found that nothing can be trained on the suspects
+
+    @property
+    def failed(self) -> bool:
+        """Whether something failed by itself, also while the ranks saved after a signal of Slurm."""
+        return _CUT_OFF.match(self.text) is None
 
 
 def end_of(verdicts: Mapping[str, Verdict], nodes: Sequence[str], srun_code: int | None) -> End:
@@ -97,9 +104,10 @@ def decide(end: End, facts: Facts) -> Decision:
 
 
 def blamed(end: End, facts: Facts) -> tuple[str, ...]:
-    """Nodes that the failure came from. Nobody where Slurm ended the job: ranks that it kills before they have saved
-    leave no word either. A job that it requeues may have lost a node."""
-    return end.suspects if facts.stopped_by in ("", REQUEUED) else ()
+    """Nodes that the failure came from. Where Slurm ended the job only those that say so themselves: ranks that it
+    kills before they have saved leave no word either. A job that it requeues may have lost a node."""
+    says_so = end.failed and _BEGAN_HERE.search(end.text)
+    return end.suspects if facts.stopped_by in ("", REQUEUED) or says_so else ()
 
 
 def _go_on(end: End, facts: Facts, what: str) -> Decision:
@@ -162,7 +170,8 @@ def _what(end: End, asked: str) -> str:
 
 
 def _saved(end: End) -> str:
-    return "saved" if end.code == STOPPED else "before the ranks could save"
+    failure = f": {last_line(end.text)}" if end.failed else ""
+    return f"before the ranks could save{failure}" if end.code != STOPPED else "saved"
 
 
 def first_line(text: str) -> str:

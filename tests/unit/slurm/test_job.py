@@ -63,6 +63,19 @@ def test_a_signal_goes_to_srun_and_a_save_is_followed_by_a_requeue(batch: Batch,
     assert (told()[0], told()[-1]) == (("start", 0, 0, None), ("stop", 0, 40, STOPPED))
 
 
+def test_what_fails_during_a_save_is_shown(batch: Batch, fake: Any) -> None:
+    fake("srun", SRUN.replace("code=75", "code=1").replace("== 75", "== 1"))
+    process = batch("40 0 30 OSError: No space left on device")
+    while not Path("met").exists():
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGUSR1)
+    code, out = end(process)
+    assert code == FAILED
+    assert "what failed first:\nOSError: No space left on device\n" in out
+    assert history(Path("run"))[-1].reason.endswith("before the ranks could save: OSError: No space left on device")
+
+
 def test_a_job_that_is_ended_before_its_ranks_could_save_blames_no_node(batch: Batch) -> None:
     """Of which nothing is heard then."""
     process = batch("0 1 30")

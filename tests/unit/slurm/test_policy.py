@@ -70,6 +70,24 @@ def test_nodes_are_not_to_blame_for_a_save_that_slurm_cut_off(why: str, suspects
     assert blamed(CRASH, Facts(stopped_by=why)) == suspects
 
 
+@pytest.mark.parametrize("text", ["dgpt: SIGUSR1 ended the workers before they could save\nn1 left no word: x",
+                                  "n0, n1 left no word: the launcher", "srun ended with 1", ""])  # fmt: skip
+def test_ranks_that_slurm_ends_before_they_have_saved_have_not_failed(text: str) -> None:
+    end = End(FAILED, text, ("n1",))
+    assert not end.failed
+    assert decide(end, Facts(stopped_by=LIMIT)).reason == f"{LIMIT}, before the ranks could save"
+    assert blamed(end, Facts(stopped_by=LIMIT)) == ()
+
+
+@pytest.mark.parametrize(("text", "suspects"), [(KILLED, ("n1",)), (ECC, ("n1",)), ("OSError: No space left", ()),
+                                                (KILLED.replace("KILL", "USR1"), ())])  # fmt: skip
+def test_what_fails_while_the_ranks_save_is_said(text: str, suspects: tuple[str, ...]) -> None:
+    end = End(FAILED, f"Traceback\n{text}", ("n1",))
+    for facts in (Facts(stopped_by=LIMIT), Facts(stopped_by="scancel", cancelled=True)):
+        assert decide(end, facts).reason.endswith(f", before the ranks could save: {text.removeprefix('dgpt: ')}")
+        assert blamed(end, facts) == suspects
+
+
 def test_nodes_that_were_interrupted_before_there_was_anything_to_save_are_no_finished_run() -> None:
     assert end_of(words(said("n0", 138, "SIGUSR1 ended the workers"), said("n1", 138)), NODES, 138).code == FAILED
     assert end_of({}, NODES, None).code == FAILED
