@@ -95,7 +95,7 @@ class Batch:
         before = events.history(self.run_dir)
         if lost := events.unfinished(before):
             self._check_ended(lost.job)
-            self._record("stop", lost.restart, requeue.what_ended(before), FAILED)
+            events.record(self.run_dir, requeue.what_ended(before, lost, self._step()))
             before = events.history(self.run_dir)
         ended = events.last_of(before, "stop")
         if ended and ended.ends_chain and ended.chain == self.job.chain and ended.job != self.job.id:

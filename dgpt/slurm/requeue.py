@@ -4,9 +4,11 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from dgpt.config import SlurmConfig
+from dgpt.outcome import FAILED
 from dgpt.slurm import client, events, exclude, lead
 from dgpt.slurm.client import SlurmError
 from dgpt.slurm.events import Event
@@ -97,12 +99,16 @@ def newest_step(run_dir: Path) -> int:
     return max((int(step) for step in steps if step.isdecimal()), default=0)
 
 
-def what_ended(history: Sequence[Event]) -> str:
-    """Of the last start, whose batch script said nothing of its end."""
+def what_ended(history: Sequence[Event], start: Event, step: int) -> Event:
+    """The stop of the last start, whose batch script said nothing of its end: its node, the first one, is the suspect.
+
+    Not after a signal: Slurm sends one before it ends a job for any other reason, a requeue by hand among them.
+    """
     last = events.last_of(history, "start", "signal")
+    reason, suspects = "the batch script was killed without a signal: its node was lost", start.nodes[:1]
     if last and last.event == "signal":
-        return f"{last.reason}; the job was killed before its end"
-    return "the batch script was killed without a signal: its node was lost"
+        reason, suspects = f"{last.reason}; the job was killed before its end", ()
+    return replace(start, time=events.now(), event="stop", step=step, reason=reason, code=FAILED, suspects=suspects)
 
 
 def warn_successors(job: Job, run_dir: Path, settings: SlurmConfig) -> list[str]:

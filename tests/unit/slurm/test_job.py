@@ -115,7 +115,7 @@ def test_a_start_that_left_no_word_is_recorded_by_the_next(batch: Batch) -> None
     record(Path("run"), Event(1.0, "start", "12", "12", 0, ("n0",), 0))
     assert end(batch("100 0 0"))[0] == DONE
     lost = history(Path("run"))[1]
-    assert (lost.event, lost.restart, lost.code) == ("stop", 0, FAILED)
+    assert (lost.event, lost.restart, lost.code, lost.suspects) == ("stop", 0, FAILED, ("n0",))
     assert "its node was lost" in lost.reason
 
 
