@@ -171,8 +171,10 @@ def submit(plan: Plan) -> tuple[Plan, list[str]]:
         after = [f"--dependency=afterany:{jobs[-1]}"] if jobs else []
         try:
             jobs.append(_sbatch(after, batch_script(plan, chain)))
-        except UserError:
-            if jobs or not plan.left_out.added:
+        except UserError as error:
+            if jobs:
+                raise _without(jobs, error) from None
+            if not plan.left_out.added:
                 raise
             everywhere = Choice((), plan.left_out.added, "no node is left out: Slurm has too few others for the job")
             return submit(replace(plan, left_out=everywhere))
@@ -197,6 +199,19 @@ def _sbatch(options: Sequence[str], text: str) -> str:
             f"Slurm refuses the job: {error}", rule="the options fit the partition, the account and its limits",
             fix=f"change the option that it names{_look()}",
         ) from None  # fmt: skip
+
+
+def _without(jobs: Sequence[str], error: UserError) -> UserError:
+    """The error for a chain of which Slurm takes only the first jobs. They are cancelled: nobody would know of them."""
+    left = list[str]()
+    for job in reversed(jobs):
+        try:
+            client.call("scancel", job)
+        except SlurmError:
+            left.append(job)
+    still = f", but not {', '.join(left)}: scancel {' '.join(left)}" if left else ""
+    return UserError(f"{error.what}; the jobs of the chain before it ({', '.join(jobs)}) are cancelled{still}",
+                     rule=error.rule, fix=f"{error.fix}; or a shorter --chain")  # fmt: skip
 
 
 def _look() -> str:

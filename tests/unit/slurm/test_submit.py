@@ -127,6 +127,17 @@ def test_a_refusal_is_said_with_what_to_do(
     assert "\n  fix:  " in message
 
 
+@pytest.mark.parametrize(("gone", "said"), [("true", ""), ("false", ", but not 42, 41: scancel 42 41")])
+def test_a_chain_that_slurm_takes_in_part_is_cancelled(run_file: str, fake, capsys, gone: str, said: str) -> None:
+    fake("sbatch", f"[[ -e {run_file}.full ]] && {{ echo 'error: job submit limit' >&2; exit 1; }}\n{SBATCH}"
+                   f"[[ $n == 42 ]] && touch {run_file}.full; true")  # fmt: skip
+    cancelled = fake("scancel", gone)
+    assert main(["submit", run_file, "--nodes", "2", "--nproc", "2", "--chain", "3", *SMALL]) == MISTAKE
+    assert cancelled() == ["42", "41"]
+    message = capsys.readouterr().err
+    assert f"job submit limit; the jobs of the chain before it (41, 42) are cancelled{said}\n" in message
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [("30", 1800), ("1:30", 90), ("2:00:05", 7205), ("1-0", 86400), ("1-2:30", 95400), ("1-2:30:05", 95405),
