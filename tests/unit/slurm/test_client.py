@@ -16,7 +16,7 @@ RECORD = (
     "TimeLimit=1-00:00:00 Partition=gpu NodeList=n[0-1] NumNodes=2 CPUs/Task=16 Features=(null) Account=lab QOS=normal "
     "TresPerNode=gres:gpu:8 StdOut=/runs/my run/slurm/job_12.out Power="
 )
-JOB = Job("12", "chain-1", 1, "n[0-1]", "n0", 16, 8, 8, "", "")
+JOB = Job("12", "chain-1", 1, "n[0-1]", "n0", 16, 8, 8, "")
 REQUEUE = 'if [[ $1 == show ]]; then echo "{record}"; else echo "{said}" >&2; exit {code}; fi'
 
 
