@@ -16,7 +16,8 @@ from dgpt.slurm.runtime import Job
 
 SAME = {"NumNodes": "nodes", "Partition": "partition", "TimeLimit": "time", "Account": "account", "QOS": "qos",
         "CPUs/Task": "cpus-per-task", "TresPerNode": "gres", "Features": "constraint",
-        "ExcNodeList": "exclude"}  # fmt: skip
+        "ExcNodeList": "exclude", "MinMemoryNode": "mem", "MinMemoryCPU": "mem-per-cpu",
+        "Reservation": "reservation"}  # fmt: skip
 
 
 def go_on(job: Job, run_dir: Path, arguments: Sequence[str], settings: SlurmConfig, until: float) -> str:
@@ -89,7 +90,8 @@ def options_of(record: Mapping[str, str]) -> list[str]:
     options["gres"] = options.get("gres", "").replace("gres:", "")
     number = rf"(?<!\d){record.get('JobId', '')}(?!\d)(?=[^/]*$)"  # in the name of the file
     options["output"] = re.sub(number, "%j", record.get("StdOut", "").replace("%", "%%"))
-    return [f"--{name}={value}" for name, value in options.items() if value and value not in ("(null)", "N/A")]
+    flags = ["--exclusive"] if record.get("OverSubscribe") == "NO" else []
+    return flags + [f"--{name}={value}" for name, value in options.items() if value and value not in ("(null)", "N/A")]
 
 
 def newest_step(run_dir: Path) -> int:

@@ -14,7 +14,7 @@ from dgpt.slurm.runtime import Job
 RECORD = (
     "JobId=12 JobName=my run UserId=me(1000) JobState=RUNNING Reason=None Requeue=1 Restarts={restarts} "
     "TimeLimit=1-00:00:00 Partition=gpu NodeList=n[0-1] NumNodes=2 CPUs/Task=16 Features=(null) Account=lab QOS=normal "
-    "TresPerNode=gres:gpu:8 StdOut=/runs/my run/slurm/job_12.out Power="
+    "TresPerNode=gres:gpu:8 StdOut=/runs/my run/slurm/job_12.out Power= "
 )
 JOB = Job("12", "chain-1", 1, "n[0-1]", "n0", 16, 8, 8, "")
 REQUEUE = 'if [[ $1 == show ]]; then echo "{record}"; else echo "{said}" >&2; exit {code}; fi'
@@ -72,6 +72,14 @@ def test_options_for_a_job_of_the_same_shape() -> None:
         "--time=1-00:00:00", "--partition=gpu", "--nodes=2", "--cpus-per-task=16", "--account=lab", "--qos=normal",
         "--gres=gpu:8", "--output=/runs/my run/slurm/job_%j.out",
     ]  # fmt: skip
+
+
+def test_memory_reservation_and_whole_nodes_stay_as_they_were() -> None:
+    given = "MinCPUsNode=16 MinMemoryNode=0 MinTmpDiskNode=0 Reservation=r1 OverSubscribe=NO Contiguous=0"
+    assert {"--mem=0", "--reservation=r1", "--exclusive"} <= set(options_of(client.fields(f"{RECORD}{given}")))
+    other = options_of(client.fields(f"{RECORD}MinMemoryCPU=100M Reservation=(null) OverSubscribe=OK"))
+    assert "--mem-per-cpu=100M" in other
+    assert not any(option.startswith(("--mem=", "--reservation", "--exclusive")) for option in other)
 
 
 def test_only_committed_checkpoints_count(tmp_path: Path) -> None:
