@@ -33,7 +33,6 @@ GIVE_UP_SECONDS = 45.0  # after the first failure; Slurm kills the other nodes' 
 POLL_SECONDS = 0.5
 NO_END = End(DONE, "")
 LASTING = (EACCES, EPERM, ENOENT, ENOTDIR, EEXIST, EROFS, ENOSPC, EDQUOT)  # as long as nobody mends them
-PAUSE_SECONDS = 0.2  # before a start in the same allocation; a second one without progress is left to a requeue
 
 
 class Batch:
@@ -76,7 +75,7 @@ class Batch:
             if decision.action != "again":
                 return self._leave(end, decision)
             _say(f"start {start}: {decision.reason}; starting again in this allocation")
-            time.sleep(PAUSE_SECONDS)
+            time.sleep(policy.pause(facts.barren))
 
     def _settle(self) -> None:
         """The run folder tells of this job: its script and its output."""

@@ -10,6 +10,7 @@ from typing import Literal
 from dgpt.outcome import DONE, FAILED, MISTAKE, STOPPED, Verdict
 
 BARREN_STARTS = 3  # in a row without a new checkpoint, then a job gives up
+PAUSE_SECONDS, SHORTEST_PAUSE_SECONDS = 5.0, 0.2
 LAST_MOMENT_SECONDS = 20.0  # before the end of a job
 # In the words of a rank: what a node may be to blame for; not an error of the program, which fails alike everywhere.
 _NODE = re.compile(
@@ -123,6 +124,11 @@ def _go_on(end: End, facts: Facts, what: str) -> Decision:
     if asked and facts.successors:
         return Decision("end", STOPPED, f"{what}; the next job of the chain goes on", ends_chain=False)
     return Decision("requeue", end.code, what, ends_chain=False)
+
+
+def pause(barren: int) -> float:
+    """Seconds before a start in the same allocation: what failed before it made progress may need a while to mend."""
+    return PAUSE_SECONDS * barren or SHORTEST_PAUSE_SECONDS
 
 
 def refuse(barren: int, end_before: str) -> Decision | None:

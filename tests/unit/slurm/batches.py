@@ -31,8 +31,8 @@ exit $code
 # As `python -m dgpt.slurm.job`, but that it does not wait so long.
 MAIN = """import sys
 from dgpt.outcome import guard
-from dgpt.slurm import client, job
-client.RETRY_SECONDS = 0.1
+from dgpt.slurm import client, job, policy
+client.RETRY_SECONDS = policy.PAUSE_SECONDS = 0.1
 sys.exit(guard(lambda: job.main(*sys.argv[1:])))
 """
 

@@ -5,7 +5,18 @@ from datetime import datetime
 import pytest
 
 from dgpt.outcome import DONE, FAILED, MISTAKE, STOPPED, Verdict
-from dgpt.slurm.policy import BARREN_STARTS, End, Facts, blamed, deadline, decide, end_of, refuse, why_slurm_stopped
+from dgpt.slurm.policy import (
+    BARREN_STARTS,
+    End,
+    Facts,
+    blamed,
+    deadline,
+    decide,
+    end_of,
+    pause,
+    refuse,
+    why_slurm_stopped,
+)
 
 NODES = ["n0", "n1"]
 CRASH = End(FAILED, "Traceback\ndgpt: rank 3 on n1 failed", ("n1",))
@@ -127,6 +138,10 @@ def test_what_is_done(end: End, facts: Facts, action: str, code: int) -> None:
     assert decision.reason
     goes_on = action != "end" or facts.successors > 0
     assert decision.ends_chain == (not goes_on)
+
+
+def test_starts_without_progress_come_after_growing_pauses() -> None:
+    assert [pause(barren) for barren in range(3)] == [0.2, 5.0, 10.0]
 
 
 def test_a_run_that_slurm_itself_starts_again_and_again_is_refused() -> None:
