@@ -1,12 +1,14 @@
 """What a batch script does when nodes, slurmctld or the file server fail it."""
 
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from batches import SCONTROL, SRUN, Batch, end, told
 
-from dgpt.outcome import DONE, FAILED
+from dgpt.outcome import DONE, FAILED, STOPPED
 from dgpt.slurm.events import history
 
 KILLED = "1 0 dgpt: rank 1 on n0 was killed by SIGKILL"
@@ -78,3 +80,19 @@ def test_a_folder_that_cannot_be_used_from_the_start(batch: Batch, fake: Any, la
     Path("run").touch() if lasts else Path("run").symlink_to("run")
     assert end(batch("100 0 0"))[0] == FAILED
     assert ("requeue 12" in asked()) == requeued
+
+
+def test_ranks_save_though_their_signal_cannot_be_recorded(batch: Batch, fake: Any) -> None:
+    fake("srun", SRUN.replace("[[ $code == 75 ]] && break", "[[ -e finish ]] && break"))
+    process, file = batch("40 1 30"), Path("run/events.jsonl")
+    while not Path("met").exists():
+        time.sleep(0.05)
+    file.rename("kept")
+    file.symlink_to(file.name)
+    process.send_signal(signal.SIGUSR1)
+    time.sleep(2)
+    assert process.poll() is None
+    Path("kept").rename(file)
+    Path("finish").touch()
+    assert end(process)[0] == STOPPED
+    assert told()[-1] == ("stop", 0, 40, STOPPED)
