@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -91,8 +92,9 @@ def leave(code: int) -> NoReturn:
     A worker and its agent end at once: destructors of process groups and threads may wait for ranks that are gone.
     Any other process ends as usual, or after LAST_SECONDS if a thread keeps it.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # a full disk is no other end
+            stream.flush()
     if launched():
         os._exit(code)
     threading.Thread(target=_cut, args=(code,), daemon=True).start()

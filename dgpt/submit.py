@@ -142,8 +142,8 @@ def limit_seconds(text: str) -> int | None:
     return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
 
 
-def batch_script(plan: Plan) -> str:
-    """The text for sbatch."""
+def batch_script(plan: Plan, chain: str = "") -> str:
+    """The text for sbatch; the chain stands in it, as a job need not inherit the environment (--export=NONE)."""
     wish = plan.wish
     template = script(f"slurm/{wish.verb}.sbatch").read_text(encoding="utf-8")
     options = {"job-name": f"dgpt-{plan.run_dir.name}", "output": f"{_literal(plan.folder)}/job_%j.out",
@@ -153,8 +153,9 @@ def batch_script(plan: Plan) -> str:
     exports = {"DGPT_PYTHON": sys.executable}
     exports |= {"DGPT_CONTAINER": wish.container} if wish.container else {}
     if wish.trains:
+        exports |= {"DGPT_CHAIN": chain} if chain else {}
         options |= {"nodes": str(wish.nodes), "signal": f"B:USR1@{plan.lead}"}
-        exports |= {} if "gpus-per-node" in wish.options else {"NPROC_PER_NODE": str(wish.processes_per_node)}
+        exports["NPROC_PER_NODE"] = str(wish.processes_per_node)  # not that of the login shell
     return render(template, options, wish.extra, exports, wish.arguments)
 
 
@@ -169,13 +170,15 @@ def submit(plan: Plan) -> tuple[Plan, list[str]]:
     for _ in range(plan.wish.chain):
         after = [f"--dependency=afterany:{jobs[-1]}"] if jobs else []
         try:
-            jobs.append(_sbatch(after, chain, batch_script(plan)))
-        except UserError:
-            if jobs or not plan.left_out.added:
+            jobs.append(_sbatch(after, batch_script(plan, chain)))
+        except UserError as error:
+            if jobs:
+                raise _without(jobs, error) from None
+            if not plan.left_out.added:
                 raise
             everywhere = Choice((), plan.left_out.added, "no node is left out: Slurm has too few others for the job")
             return submit(replace(plan, left_out=everywhere))
-        (folder / f"job_{jobs[-1]}.sbatch").write_text(batch_script(plan), encoding="utf-8")
+        (folder / f"job_{jobs[-1]}.sbatch").write_text(batch_script(plan, chain), encoding="utf-8")
         if plan.wish.trains:
             events.record(run_dir, Event(events.now(), "submit", jobs[-1], chain, 0, (), newest_step(run_dir)))
         if plan.left_out.added:
@@ -183,9 +186,9 @@ def submit(plan: Plan) -> tuple[Plan, list[str]]:
     return plan, jobs
 
 
-def _sbatch(options: Sequence[str], chain: str, text: str) -> str:
+def _sbatch(options: Sequence[str], text: str) -> str:
     try:
-        return client.submit(options, {"DGPT_CHAIN": chain}, text)
+        return client.submit(options, {}, text)
     except NoSlurmError as error:
         raise UserError(
             f"nothing is submitted: {error}", rule="submit needs a machine with Slurm's commands",
@@ -196,6 +199,19 @@ def _sbatch(options: Sequence[str], chain: str, text: str) -> str:
             f"Slurm refuses the job: {error}", rule="the options fit the partition, the account and its limits",
             fix=f"change the option that it names{_look()}",
         ) from None  # fmt: skip
+
+
+def _without(jobs: Sequence[str], error: UserError) -> UserError:
+    """The error for a chain of which Slurm takes only the first jobs. They are cancelled: nobody would know of them."""
+    left = list[str]()
+    for job in reversed(jobs):
+        try:
+            client.call("scancel", job)
+        except SlurmError:
+            left.append(job)
+    still = f", but not {', '.join(left)}: scancel {' '.join(left)}" if left else ""
+    return UserError(f"{error.what}; the jobs of the chain before it ({', '.join(jobs)}) are cancelled{still}",
+                     rule=error.rule, fix=f"{error.fix}; or a shorter --chain")  # fmt: skip
 
 
 def _look() -> str:

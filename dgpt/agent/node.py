@@ -13,6 +13,7 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from unittest.mock import patch
@@ -119,18 +120,20 @@ def _end(verdict: Verdict) -> int:
     To a batch script that reads verdicts, nodes that stopped after a save end with 0, like their workers: srun would
     end the others at the first node that ends with another code.
     """
-    if verdict.text:
-        print(verdict.text, file=sys.stderr, flush=True)
+    with suppress(OSError):  # the disk of the log is full: the batch script may hear of it all the same
+        if verdict.text:
+            print(verdict.text, file=sys.stderr, flush=True)
     if not _tell(verdict):
         return verdict.exit_code
     return outcome.DONE if verdict.exit_code == outcome.STOPPED else verdict.exit_code
 
 
 def _tell(verdict: Verdict) -> bool:
-    """Write it for the batch script of a job, if there is one."""
+    """Write it for the batch script of a job, if there is one. A disk that is full changes nothing of how it ended."""
     path = runtime.verdict_file()
     if path is not None:
-        verdict.write(path)
+        with suppress(OSError):
+            verdict.write(path)
     return path is not None
 
 

@@ -3,9 +3,15 @@
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import TypeVar
 
-PATIENCE_SECONDS = 60.0  # slurmctld may be busy or restarting
+PATIENCE_SECONDS = 60.0  # slurmctld may be busy
+AWAY_SECONDS = 1800.0  # for which a job waits for slurmctld: an update, a move to another machine
+RETRY_SECONDS = 10.0  # meanwhile
+T = TypeVar("T")
 _FIELD = re.compile(r"(?:^|\s)([A-Z][\w/:-]*)=((?:\S|\s(?![A-Z][\w/:-]*=))*)")
 
 
@@ -44,6 +50,25 @@ def fields(line: str) -> dict[str, str]:
 def job_record(job: str) -> dict[str, str]:
     """What slurmctld knows of a job; it forgets an ended job after MinJobAge (often 5 minutes). Raises SlurmError."""
     return fields(call("scontrol", "show", "job", "-o", job).partition("\n")[0])
+
+
+def known(job: str) -> dict[str, str]:
+    """The same; nothing while slurmctld does not answer."""
+    with suppress(SlurmError):
+        return job_record(job)
+    return {}
+
+
+def patiently(ask: Callable[[], T], seconds: float) -> T:
+    """The answer of slurmctld, which may be away. Raises the last SlurmError after so many seconds."""
+    until = time.time() + seconds
+    while True:
+        try:
+            return ask()
+        except SlurmError:
+            if time.time() >= until:
+                raise
+        time.sleep(RETRY_SECONDS)
 
 
 def node_addresses(nodelist: str) -> dict[str, str]:

@@ -31,8 +31,10 @@ class Clock:
         return self.pace.needed + MARGIN_SECONDS if self.pace else 0.0
 
     def time_to_save(self) -> bool:
-        """Whether less time is left than a save needs. Looks into the run folder now and then."""
+        """Whether less time is left than a save needs. Looks into the run folder now and then, if it can."""
         now = time.time()
         if now >= self._next_look:
-            self._next_look, self.pace = now + LOOK_SECONDS, measured(self.run_dir)
+            self._next_look = now + LOOK_SECONDS
+            with suppress(OSError):
+                self.pace = measured(self.run_dir)
         return self.end - now < self.lead

@@ -82,12 +82,18 @@ def last_of(events: Sequence[Event], *kinds: Kind) -> Event | None:
     return next((event for event in reversed(events) if event.event in kinds), None)
 
 
+def unstarted(events: Sequence[Event], chain: str) -> list[str]:
+    """Jobs of a chain that were submitted and have not started, in their order."""
+    started = {event.job for event in events if event.event == "start"}
+    return [event.job for event in events
+            if event.event == "submit" and event.chain == chain and event.job not in started]  # fmt: skip
+
+
 def waiting(events: Sequence[Event], chain: str, job: str) -> list[str]:
     """Jobs of a chain that were submitted after `job` and have not started."""
     submitted = [event.job for event in events if event.event == "submit" and event.chain == chain]
-    started = {event.job for event in events if event.event == "start"}
     later = submitted[submitted.index(job) + 1 :] if job in submitted else []
-    return [other for other in later if other not in started]
+    return [other for other in unstarted(events, chain) if other in later]
 
 
 def now() -> float:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -107,6 +107,18 @@ def for_job(record: Mapping[str, str], history: Sequence[Event], settings: Slurm
     needed = int(record.get("NumNodes", "1").partition("-")[0])
     there = usable(record.get("Partition", "")) if bad else set[str]()
     return choose([one for one in bad if one.node not in asked_for], own, there, needed)
+
+
+def replaceable(history: Sequence[Event], suspects: tuple[str, ...], settings: SlurmConfig) -> bool:
+    """Whether a failure of the last start makes a suspect bad, and the job can do without it."""
+    start = events.last_of(history, "start")
+    if start is None or not suspects:
+        return False
+    told = [*history, replace(start, time=events.now(), event="stop", code=FAILED, suspects=suspects)]
+    bad = {one.node for one in bad_nodes(told, events.now(), settings)}.intersection(suspects)
+    with suppress(SlurmError):
+        return bool(bad) and not bad.isdisjoint(for_job(client.job_record(start.job), told, settings).added)
+    return False
 
 
 def _own(record: Mapping[str, str], history: Iterable[Event]) -> list[str]:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from errno import EACCES, EDQUOT, EEXIST, ENOENT, ENOSPC, ENOTDIR, EPERM, EROFS
 from pathlib import Path
 from types import FrameType
 
@@ -21,7 +22,7 @@ from dgpt.config import LoopConfig
 from dgpt.errors import UserError
 from dgpt.kinds import load
 from dgpt.outcome import DONE, FAILED, MISTAKE, STOPPED, Verdict, guard
-from dgpt.slurm import client, events, launch, policy, preflight, requeue
+from dgpt.slurm import client, events, exclude, launch, policy, preflight, requeue
 from dgpt.slurm.client import SlurmError
 from dgpt.slurm.clock import Clock
 from dgpt.slurm.events import Event
@@ -29,10 +30,9 @@ from dgpt.slurm.policy import Decision, End, Facts
 from dgpt.slurm.runtime import Job, die_with_parent, given_addresses, this_job, with_variables
 
 GIVE_UP_SECONDS = 45.0  # after the first failure; Slurm kills the other nodes' tasks after KillWait, normally 30 s
-PROBE_SECONDS = 20.0
 POLL_SECONDS = 0.5
 NO_END = End(DONE, "")
-PAUSE_SECONDS = 0.2  # before a start in the same allocation; a second one without progress is left to a requeue
+LASTING = (EACCES, EPERM, ENOENT, ENOTDIR, EEXIST, EROFS, ENOSPC, EDQUOT)  # as long as nobody mends them
 
 
 class Batch:
@@ -45,6 +45,8 @@ class Batch:
         self.step: subprocess.Popen[bytes] | None = None
         self.fit = not config.slurm.preflight  # the nodes have been examined, or need not be
         self.deadline = float("inf")  # Unix time
+        self.started = False  # and has written so: a start counts, so that it cannot fail for ever
+        self.addresses = dict[str, str]()  # of the nodes, in Slurm's order
         for number in (signal.SIGUSR1, signal.SIGTERM):
             signal.signal(number, self._on_signal)
 
@@ -56,7 +58,8 @@ class Batch:
     def run(self) -> int:
         """The exit code of the job."""
         self._settle()
-        self.addresses = self._addresses()
+        named = client.patiently(lambda: client.node_addresses(self.job.nodelist), client.AWAY_SECONDS)
+        self.addresses = launch.addresses(named, given_addresses(), self.job.node)
         while True:
             start = events.next_restart(events.history(self.run_dir))
             if (refusal := self._begin(start)) is not None:
@@ -72,7 +75,7 @@ class Batch:
             if decision.action != "again":
                 return self._leave(end, decision)
             _say(f"start {start}: {decision.reason}; starting again in this allocation")
-            time.sleep(PAUSE_SECONDS)
+            time.sleep(policy.pause(facts.barren))
 
     def _settle(self) -> None:
         """The run folder tells of this job: its script and its output."""
@@ -81,29 +84,17 @@ class Batch:
         kept = folder / f"job_{self.job.id}.sbatch"
         if not kept.exists():
             shutil.copyfile(self.script, kept)
-        output, wanted = Path(client.job_record(self.job.id).get("StdOut", "")), folder / f"job_{self.job.id}.out"
+        output, wanted = Path(client.known(self.job.id).get("StdOut", "")), folder / f"job_{self.job.id}.out"
         if output.is_file() and not wanted.exists():
             with suppress(FileExistsError):
                 wanted.symlink_to(output)
-
-    def _addresses(self) -> dict[str, str]:
-        """Of the nodes, in Slurm's order. Raises UserError."""
-        named = client.node_addresses(self.job.nodelist)
-        if not (given := given_addresses()):
-            return launch.reachable(named, self.job.node)
-        if len(given) != len(named):
-            raise UserError(
-                f"DGPT_NODE_ADDRESSES names {len(given)} addresses for {len(named)} nodes: {' '.join(named)}",
-                rule="one address for each node of the job, in Slurm's order", fix="correct it, or unset it",
-            )  # fmt: skip
-        return dict(zip(named, given, strict=True))
 
     def _begin(self, start: int) -> int | None:
         """Record the start; an exit code if there is to be none. Raises UserError if another job serves the run now."""
         before = events.history(self.run_dir)
         if lost := events.unfinished(before):
             self._check_ended(lost.job)
-            self._record("stop", lost.restart, requeue.what_ended(before), FAILED)
+            events.record(self.run_dir, requeue.what_ended(before, lost, self._step()))
             before = events.history(self.run_dir)
         ended = events.last_of(before, "stop")
         if ended and ended.ends_chain and ended.chain == self.job.chain and ended.job != self.job.id:
@@ -114,6 +105,7 @@ class Batch:
             self._record("stop", start, refusal.reason, refusal.code, ends_chain=True)
             return refusal.code
         self._record("start", start)
+        self.started = True
         nodes = ", ".join(f"{node} ({address})" for node, address in self.addresses.items())
         _say(f"start {start} of {self.run_dir}, job {self.job.id}, from step {self._step()}, on {nodes}; "
              f"output in {self._logs(start)}")  # fmt: skip
@@ -121,7 +113,7 @@ class Batch:
 
     def _check_ended(self, job: str) -> None:
         """Raises UserError if another job is running; nothing may be said of its end."""
-        if job != self.job.id and _record_of(job).get("JobState") == "RUNNING":
+        if job != self.job.id and client.known(job).get("JobState") == "RUNNING":
             raise UserError(
                 f"run_dir = '{self.run_dir}' is in use by job {job}, which is running",
                 rule="one job at a time writes to a run folder",
@@ -174,7 +166,7 @@ class Batch:
         srun waits for ever for a node whose step daemon was killed, or that it cannot reach.
         """
         failed, told = float("inf"), False  # Unix time
-        clock = Clock(self.run_dir, _record_of(self.job.id))
+        clock = Clock(self.run_dir, client.known(self.job.id))
         while time.time() < min(self.deadline, failed + GIVE_UP_SECONDS):
             with suppress(subprocess.TimeoutExpired):
                 return step.wait(timeout=POLL_SECONDS)
@@ -183,8 +175,9 @@ class Batch:
                 self._on_signal(signal.SIGUSR1, None)
             if self.signals and not told:
                 told = True
-                self.deadline = policy.deadline(_record_of(self.job.id), time.time())
-                self._record("signal", start, self._why_stopped()[0])  # now, as Slurm may kill this job before its end
+                self.deadline = policy.deadline(client.known(self.job.id), time.time())
+                with suppress(OSError):  # the save goes on
+                    self._record("signal", start, self._why_stopped()[0])  # now: Slurm may kill this job before its end
             if any(verdict.exit_code not in (DONE, STOPPED) for verdict in _verdicts(logs).values()):
                 failed = min(failed, time.time())
         step.kill()
@@ -192,28 +185,45 @@ class Batch:
 
     def _facts(self, end: End) -> Facts:
         failed = end.code == FAILED and not end.final and not end.unfit and not self.signals
-        answer = failed and _nodes_answer(len(self.addresses))
+        answer = failed and launch.nodes_answer(self.job, len(self.addresses), self._patience())
         stopped_by, cancelled = self._why_stopped()
-        successors = events.waiting(events.history(self.run_dir), self.job.chain, self.job.id)
-        return Facts(stopped_by, cancelled, self._barren(), answer, len(successors))
+        history = events.history(self.run_dir)
+        successors = events.waiting(history, self.job.chain, self.job.id)
+        elsewhere = answer and exclude.replaceable(history, end.suspects, self.config.slurm)
+        return Facts(stopped_by, cancelled, self._barren(), answer, len(successors), elsewhere)
+
+    def _patience(self) -> float:
+        """Unix time up to which slurmctld may be away."""
+        return min(self.deadline, time.time() + client.AWAY_SECONDS)
 
     def _why_stopped(self) -> tuple[str, bool]:
         name = signal.Signals(self.signals[0]).name if self.signals else ""
-        return policy.why_slurm_stopped(name, _record_of(self.job.id), self.job.restart)
+        return policy.why_slurm_stopped(name, client.known(self.job.id), self.job.restart)
 
     def _leave(self, end: End, decision: Decision) -> int:
         """End the job. What failed first comes last, where people look."""
-        if end.text and (end.final or not self.signals):  # after a signal from Slurm it is no failure to end early
+        if end.text and (end.failed or not self.signals):  # after a signal from Slurm it is no failure to end early
             _say(f"what failed first:\n{end.text}")
         _say(decision.reason)
         if decision.action == "requeue":
-            _say(requeue.go_on(self.job, self.run_dir, self.arguments[1:], self.config.slurm))
+            _say(requeue.go_on(self.job, self.run_dir, self.arguments[1:], self.config.slurm, self._patience()))
         elif decision.ends_chain:
             requeue.cancel_successors(self.job, self.run_dir)
         else:
             for said in requeue.warn_successors(self.job, self.run_dir, self.config.slurm):
                 _say(said)
         return decision.code
+
+    def lost_folder(self, error: OSError) -> int:
+        """The exit code after the file server has failed this job, which is no reason to end the run."""
+        _say(f"the run folder cannot be used: {error}")
+        if not self.started and error.errno in LASTING:
+            return FAILED
+        with suppress(OSError):
+            if self.started and (start := events.unfinished(events.history(self.run_dir))):
+                self._record("stop", start.restart, f"the run folder could not be used: {error}", FAILED)
+        _say(requeue.go_on(self.job, self.run_dir, self.arguments[1:], self.config.slurm, self._patience()))
+        return FAILED
 
     def _record(
         self, kind: events.Kind, start: int, reason: str = "", code: int | None = None, end: End = NO_END,
@@ -240,38 +250,29 @@ def main(script: str, verb: str, config: str, *overrides: str) -> int:
         raise UserError("this is no batch job of Slurm", rule="slurm/*.sbatch are for sbatch",
                         fix="submit it: sbatch --nodes 2 slurm/pretrain.sbatch run.toml")  # fmt: skip
     die_with_parent()
+    batch = Batch(job, load(verb, config, overrides), Path(script), [verb, config, *overrides])
     try:
-        return Batch(job, load(verb, config, overrides), Path(script), [verb, config, *overrides]).run()
+        return batch.run()
     except SlurmError as error:
         _say(f"Slurm does not answer this job: {error}")
         return FAILED
+    except OSError as error:
+        return batch.lost_folder(error)
 
 
 def _verdicts(logs: Path) -> dict[str, Verdict]:
     """By node. A file server may refuse a file for a moment that an agent has just written anew."""
     found: dict[str, Verdict] = {}
-    for path in logs.glob("*.json"):
-        with suppress(OSError):
-            found[path.stem] = Verdict.read(path)
+    with suppress(OSError):
+        for path in logs.glob("*.json"):
+            with suppress(OSError):
+                found[path.stem] = Verdict.read(path)
     return found
 
 
-def _record_of(job: str) -> dict[str, str]:
-    """What slurmctld knows of the job; nothing while it does not answer."""
-    with suppress(SlurmError):
-        return client.job_record(job)
-    return {}
-
-
-def _nodes_answer(nodes: int) -> bool:
-    with suppress(SlurmError):
-        client.call(*launch.probe(nodes), seconds=PROBE_SECONDS)
-        return True
-    return False
-
-
 def _say(text: str) -> None:
-    print(f"{datetime.now():%Y-%m-%d %H:%M:%S} dgpt: {text}", flush=True)
+    with suppress(OSError):
+        print(f"{datetime.now():%Y-%m-%d %H:%M:%S} dgpt: {text}", flush=True)
 
 
 if __name__ == "__main__":

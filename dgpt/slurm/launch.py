@@ -2,16 +2,21 @@
 
 import errno
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 
 from dgpt.errors import UserError
 from dgpt.scripts import script
+from dgpt.slurm import client
+from dgpt.slurm.client import SlurmError
 from dgpt.slurm.runtime import Job
 
 PORTS = range(20000, 29000)  # below the ephemeral ports of Linux (32768), and without torchrun's 29500
 WAIT_MARGIN_SECONDS = 60
+PROBE_SECONDS = 20.0
 
 
 def choose_port(job: int, start: int, free: Callable[[int], bool]) -> int:
@@ -40,6 +45,18 @@ def port_is_free(port: int) -> bool:
                     continue
                 return False
     return True
+
+
+def addresses(named: Mapping[str, str], given: Sequence[str], own: str) -> dict[str, str]:
+    """Of the nodes, in Slurm's order: those that the user gives, else Slurm's. Raises UserError."""
+    if not given:
+        return reachable(named, own)
+    if len(given) != len(named):
+        raise UserError(
+            f"DGPT_NODE_ADDRESSES names {len(given)} addresses for {len(named)} nodes: {' '.join(named)}",
+            rule="one address for each node of the job, in Slurm's order", fix="correct it, or unset it",
+        )  # fmt: skip
+    return dict(zip(named, given, strict=True))
 
 
 def reachable(named: Mapping[str, str], own: str) -> dict[str, str]:
@@ -111,11 +128,12 @@ def srun(job: Job, nodes: int, timeout_seconds: int, arguments: Sequence[str]) -
 
     --kill-on-bad-exit ends all nodes when one fails. --wait ends them when one has been done for longer than any
     collective may take: nodes that cannot reach each other leave srun without a word of their end. srun takes
-    --cpus-per-task from the job no longer since Slurm 22.05.
+    --cpus-per-task from the job no longer since Slurm 22.05. What sbatch was told of --export holds for srun, too,
+    which would drop the variables of the launcher.
     """
     options = [
         f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={job.cpus_per_task}",
-        "--kill-on-bad-exit=1", f"--wait={timeout_seconds + WAIT_MARGIN_SECONDS}", "--input=none",
+        "--kill-on-bad-exit=1", f"--wait={timeout_seconds + WAIT_MARGIN_SECONDS}", "--input=none", "--export=ALL",
     ]  # fmt: skip
     task = ["bash", str(script("slurm/node.sh")), "-m", "dgpt.cli", *arguments]
     return ["srun", *options, *in_container(job.container, task)]
@@ -128,7 +146,18 @@ def in_container(image: str, task: list[str]) -> list[str]:
     return [f"--container-image={image}", "--container-mount-home", *task] if image else task
 
 
+def nodes_answer(job: Job, nodes: int, until: float) -> bool:
+    """Whether each gives a sign of life. While slurmctld is away, up to a Unix time, that says nothing of the nodes."""
+    while True:
+        with suppress(SlurmError):
+            client.call(*probe(nodes), seconds=PROBE_SECONDS)
+            return True
+        if client.known(job.id) or time.time() >= until:
+            return False
+        time.sleep(client.RETRY_SECONDS)
+
+
 def probe(nodes: int) -> list[str]:
     """A step that asks every node for a sign of life, once the step before has left it."""
     return ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1",
-            "--input=none", "true"]  # fmt: skip
+            "--input=none", "--export=ALL", "true"]  # fmt: skip

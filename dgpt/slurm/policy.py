@@ -10,6 +10,7 @@ from typing import Literal
 from dgpt.outcome import DONE, FAILED, MISTAKE, STOPPED, Verdict
 
 BARREN_STARTS = 3  # in a row without a new checkpoint, then a job gives up
+PAUSE_SECONDS, SHORTEST_PAUSE_SECONDS = 5.0, 0.2
 LAST_MOMENT_SECONDS = 20.0  # before the end of a job
 # In the words of a rank: what a node may be to blame for; not an error of the program, which fails alike everywhere.
 _NODE = re.compile(
@@ -17,9 +18,11 @@ _NODE = re.compile(
 )
 # What began on the node that says it. The others wait for that rank and are killed by srun, and may leave no word; of a
 # node that is lost they say connection, NCCL or SIGABRT (from NCCL's watchdog).
-_BEGAN_HERE = re.compile(r"was killed by SIG(?!ABRT|TERM)|CUDA (?!out of memory)|ECC|hang: ")
+_BEGAN_HERE = re.compile(r"was killed by SIG(?!ABRT|TERM|USR1)|CUDA (?!out of memory)|ECC|hang: ")
 REQUEUED = "requeued"
 SILENT = """{nodes} left no word: the launcher there was killed, or the node was lost"""
+# How ranks end that Slurm ends before they have saved: no failure.
+_CUT_OFF = re.compile(r"$|dgpt: SIG\w+ ended the workers|[^\n]* left no word: |srun (did not end|ended with)")
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,17 @@ class End:
     final: bool = False  # to start again would end the same way
     unfit: bool = False  # the preflight found that nothing can be trained on the suspects
 
+    @property
+    def failed(self) -> bool:
+        """Whether something failed by itself, also while the ranks saved after a signal of Slurm."""
+        return _CUT_OFF.match(self.text) is None
+
 
 def end_of(verdicts: Mapping[str, Verdict], nodes: Sequence[str], srun_code: int | None) -> End:
     """One end from the words of the nodes' agents and srun's exit code (None: srun itself never ended).
 
-    The clocks of the nodes decide which failure was the first.
+    The clocks of the nodes decide which failure was the first. Where no node at all has left a word, srun has started
+    nothing, as without slurmctld, and no node is a suspect.
     """
     words = [verdicts[node] for node in nodes if node in verdicts]
     silent = tuple(node for node in nodes if node not in verdicts)
@@ -53,7 +62,7 @@ def end_of(verdicts: Mapping[str, Verdict], nodes: Sequence[str], srun_code: int
     if silent or srun_code != 0:
         interrupted = next((word.text for word in words if word.text), "")
         said = "srun did not end" if srun_code is None else f"srun ended with {srun_code}"
-        return End(FAILED, "\n".join(filter(None, (interrupted, lost or said))), silent)
+        return End(FAILED, "\n".join(filter(None, (interrupted, lost or said))), silent if words else ())
     return End(max((word.exit_code for word in words), default=DONE), "")
 
 
@@ -66,6 +75,7 @@ class Facts:
     barren: int = 0  # starts in a row without a new checkpoint, with this one
     nodes_answer: bool = False  # every node gave a sign of life after the end
     successors: int = 0  # jobs of the same chain that wait for the end of this one
+    replaceable: bool = False  # a suspect has failed too often, and a requeued job can do without it
 
 
 Action = Literal["end", "again", "requeue"]
@@ -95,9 +105,10 @@ def decide(end: End, facts: Facts) -> Decision:
 
 
 def blamed(end: End, facts: Facts) -> tuple[str, ...]:
-    """Nodes that the failure came from. Nobody where Slurm ended the job: ranks that it kills before they have saved
-    leave no word either. A job that it requeues may have lost a node."""
-    return end.suspects if facts.stopped_by in ("", REQUEUED) else ()
+    """Nodes that the failure came from. Where Slurm ended the job only those that say so themselves: ranks that it
+    kills before they have saved leave no word either. A job that it requeues may have lost a node."""
+    says_so = end.failed and _BEGAN_HERE.search(end.text)
+    return end.suspects if facts.stopped_by in ("", REQUEUED) or says_so else ()
 
 
 def _go_on(end: End, facts: Facts, what: str) -> Decision:
@@ -107,11 +118,17 @@ def _go_on(end: End, facts: Facts, what: str) -> Decision:
         return Decision("end", FAILED, f"{what}; no new checkpoint in {facts.barren} starts in a row, so it gives up")
     if not asked and end.final:
         return Decision("end", FAILED, f"{what}; to start again would end the same way")
-    if not asked and facts.barren < 2 and facts.nodes_answer and not end.unfit:
+    stays = facts.nodes_answer and not end.unfit and not facts.replaceable
+    if not asked and facts.barren < 2 and stays:
         return Decision("again", FAILED, f"{what}; all nodes answer", ends_chain=False)
     if asked and facts.successors:
         return Decision("end", STOPPED, f"{what}; the next job of the chain goes on", ends_chain=False)
     return Decision("requeue", end.code, what, ends_chain=False)
+
+
+def pause(barren: int) -> float:
+    """Seconds before a start in the same allocation: what failed before it made progress may need a while to mend."""
+    return PAUSE_SECONDS * barren or SHORTEST_PAUSE_SECONDS
 
 
 def refuse(barren: int, end_before: str) -> Decision | None:
@@ -159,7 +176,8 @@ def _what(end: End, asked: str) -> str:
 
 
 def _saved(end: End) -> str:
-    return "saved" if end.code == STOPPED else "before the ranks could save"
+    failure = f": {last_line(end.text)}" if end.failed else ""
+    return f"before the ranks could save{failure}" if end.code != STOPPED else "saved"
 
 
 def first_line(text: str) -> str:

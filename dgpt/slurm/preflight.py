@@ -30,7 +30,7 @@ class Finding:
 def command(job: Job, nodes: int, python: str, arguments: Sequence[str]) -> list[str]:
     """One task on each node, none of which ends the others: the first one has to say who is missing."""
     options = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={job.cpus_per_task}",
-               "--kill-on-bad-exit=0", f"--wait={WAIT_SECONDS}", "--input=none"]  # fmt: skip
+               "--kill-on-bad-exit=0", f"--wait={WAIT_SECONDS}", "--input=none", "--export=ALL"]  # fmt: skip
     return ["srun", *options, *launch.in_container(job.container, [python, "-m", "dgpt.doctor", *arguments])]
 
 

@@ -1,11 +1,14 @@
 """How a run goes on in another job, and how a chain of jobs ends."""
 
 import re
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from dgpt.config import SlurmConfig
+from dgpt.outcome import FAILED
 from dgpt.slurm import client, events, exclude, lead
 from dgpt.slurm.client import SlurmError
 from dgpt.slurm.events import Event
@@ -13,24 +16,38 @@ from dgpt.slurm.runtime import Job
 
 SAME = {"NumNodes": "nodes", "Partition": "partition", "TimeLimit": "time", "Account": "account", "QOS": "qos",
         "CPUs/Task": "cpus-per-task", "TresPerNode": "gres", "Features": "constraint",
-        "ExcNodeList": "exclude"}  # fmt: skip
+        "ExcNodeList": "exclude", "MinMemoryNode": "mem", "MinMemoryCPU": "mem-per-cpu",
+        "Reservation": "reservation"}  # fmt: skip
 
 
-def go_on(job: Job, run_dir: Path, arguments: Sequence[str], settings: SlurmConfig) -> str:
+def go_on(job: Job, run_dir: Path, arguments: Sequence[str], settings: SlurmConfig, until: float) -> str:
     """Requeue the job; where that is forbidden, submit one that follows it. Either leaves bad nodes out.
 
-    Says what was done. Slurm takes a new --exclude from a job that is requeued, but no new --signal: for that the batch
-    script looks at the time itself.
+    Says what was done. Tries again while slurmctld is away, up to a Unix time. Slurm takes a new --exclude from a job
+    that is requeued, but no new --signal: for that the batch script looks at the time itself.
     """
+    while True:
+        try:
+            return _go_on(job, run_dir, arguments, settings)
+        except SlurmError as error:
+            if client.known(job.id) or time.time() >= until:
+                return f"the run does not go on by itself: {error}; submit it again"
+        time.sleep(client.RETRY_SECONDS)
+
+
+def _go_on(job: Job, run_dir: Path, arguments: Sequence[str], settings: SlurmConfig) -> str:
+    """Raises SlurmError. Only what slurmctld has refused is tried in another way: it may do later what it has heard."""
     try:
         said = _requeue(job)
         return _lines(said, exclude.update(job.id, job.chain, run_dir, settings))
     except SlurmError as error:
         refused = str(error)
+    if not client.known(job.id):
+        raise SlurmError(refused)
     try:
         return _follow(job, run_dir, arguments, settings, refused)
     except SlurmError as error:
-        return f"the run does not go on by itself: {refused}; {error}; submit it again"
+        raise SlurmError(f"{refused}; {error}") from None
 
 
 def _requeue(job: Job) -> str:
@@ -48,7 +65,7 @@ def _follow(job: Job, run_dir: Path, arguments: Sequence[str], settings: SlurmCo
     options = options_of(client.job_record(job.id)) + signal_option(run_dir)
     script = str(run_dir / "slurm" / f"job_{job.id}.sbatch")
     follower = client.submit(
-        [f"--dependency=afterany:{job.id}", *options, script, *arguments], {"DGPT_CHAIN": job.chain}
+        [f"--dependency=afterany:{job.id}", "--export=ALL", *options, script, *arguments], {"DGPT_CHAIN": job.chain}
     )
     events.record(run_dir, Event(events.now(), "submit", follower, job.chain, 0, (), newest_step(run_dir),
                                  f"follows job {job.id}, which cannot be requeued: {refused}"))  # fmt: skip
@@ -73,7 +90,8 @@ def options_of(record: Mapping[str, str]) -> list[str]:
     options["gres"] = options.get("gres", "").replace("gres:", "")
     number = rf"(?<!\d){record.get('JobId', '')}(?!\d)(?=[^/]*$)"  # in the name of the file
     options["output"] = re.sub(number, "%j", record.get("StdOut", "").replace("%", "%%"))
-    return [f"--{name}={value}" for name, value in options.items() if value and value not in ("(null)", "N/A")]
+    flags = ["--exclusive"] if record.get("OverSubscribe") == "NO" else []
+    return flags + [f"--{name}={value}" for name, value in options.items() if value and value not in ("(null)", "N/A")]
 
 
 def newest_step(run_dir: Path) -> int:
@@ -83,12 +101,16 @@ def newest_step(run_dir: Path) -> int:
     return max((int(step) for step in steps if step.isdecimal()), default=0)
 
 
-def what_ended(history: Sequence[Event]) -> str:
-    """Of the last start, whose batch script said nothing of its end."""
+def what_ended(history: Sequence[Event], start: Event, step: int) -> Event:
+    """The stop of the last start, whose batch script said nothing of its end: its node, the first one, is the suspect.
+
+    Not after a signal: Slurm sends one before it ends a job for any other reason, a requeue by hand among them.
+    """
     last = events.last_of(history, "start", "signal")
+    reason, suspects = "the batch script was killed without a signal: its node was lost", start.nodes[:1]
     if last and last.event == "signal":
-        return f"{last.reason}; the job was killed before its end"
-    return "the batch script was killed without a signal: its node was lost"
+        reason, suspects = f"{last.reason}; the job was killed before its end", ()
+    return replace(start, time=events.now(), event="stop", step=step, reason=reason, code=FAILED, suspects=suspects)
 
 
 def warn_successors(job: Job, run_dir: Path, settings: SlurmConfig) -> list[str]:

@@ -13,14 +13,13 @@ class Job:
     """A running job, seen from its batch script."""
 
     id: str
-    chain: str  # of the first job, where one follows another
+    chain: str  # the same for all jobs that follow one another, as those of an array do
     restart: int  # how often Slurm has requeued it
     nodelist: str  # n[0-3]
     node: str  # of the batch script; the first of the job
     cpus_per_task: int
     gpus_per_node: int  # 0: none asked for
     processes_per_node: int  # 0: launch/torchrun.sh counts the GPUs
-    array_task: str  # empty without an array
     container: str  # image that the ranks run in, or empty
 
 
@@ -33,14 +32,13 @@ def this_job() -> Job | None:
     gpus = int(of("SLURM_GPUS_ON_NODE", "0"))
     return Job(
         id=job,
-        chain=of("DGPT_CHAIN", job),
+        chain=of("DGPT_CHAIN") or of("SLURM_ARRAY_JOB_ID") or job,
         restart=int(of("SLURM_RESTART_COUNT", "0")),
         nodelist=nodelist,
         node=of("SLURMD_NODENAME", ""),
         cpus_per_task=int(of("SLURM_CPUS_PER_TASK") or of("SLURM_CPUS_ON_NODE", "1")),
         gpus_per_node=gpus,
         processes_per_node=int(of("NPROC_PER_NODE", "0")) or gpus,
-        array_task=of("SLURM_ARRAY_TASK_ID", ""),
         container=of("DGPT_CONTAINER", ""),
     )
 

@@ -10,7 +10,7 @@ from dgpt import outcome
 from dgpt.config import to_toml
 from dgpt.errors import UserError
 from dgpt.kinds import KINDS
-from dgpt.slurm import client, logs, status
+from dgpt.slurm import client, events, logs, status
 from dgpt.slurm.client import SlurmError
 
 if TYPE_CHECKING:
@@ -66,14 +66,28 @@ def stop(options: Namespace) -> int:
         print(f"{options.run}: asked to save and stop; it obeys at the end of a step, and stays stopped")
         return outcome.DONE
     if facts.job.get("JobState") == "PENDING":
-        try:
-            client.call("scancel", facts.job["JobId"])
-        except SlurmError as error:
-            raise UserError(f"job {facts.job['JobId']} cannot be cancelled: {error}", rule="stop cancels what waits",
-                            fix="try again, or: scancel it yourself") from None  # fmt: skip
-        print(f"job {facts.job['JobId']} was waiting, and is cancelled")
+        for job in _waiting(facts):
+            _cancel(job, known=job == facts.job["JobId"])
         return outcome.DONE
     raise _nothing_runs(options.run, "stop")
+
+
+def _waiting(facts: status.Facts) -> list[str]:
+    """The job that waits and the others of its chain, the last first: the end of one lets the next one start."""
+    job = facts.job["JobId"]
+    chain = next((event.chain for event in reversed(facts.history) if event.job == job), job)
+    return list(dict.fromkeys((*reversed(events.unstarted(facts.history, chain)), job)))
+
+
+def _cancel(job: str, *, known: bool) -> None:
+    """Raises UserError if Slurm refuses, though it is known that the job waits."""
+    try:
+        client.call("scancel", job)
+        print(f"job {job} was waiting, and is cancelled")
+    except SlurmError as error:
+        if known:
+            raise UserError(f"job {job} cannot be cancelled: {error}", rule="stop cancels what waits",
+                            fix="try again, or: scancel it yourself") from None  # fmt: skip
 
 
 def save(options: Namespace) -> int:

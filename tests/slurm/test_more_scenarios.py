@@ -113,6 +113,25 @@ def test_a_run_notices_nothing_of(cluster: Hosts, runs: Path, undisturbed: Job, 
     assert_same_run(job.run_dir, undisturbed.run_dir)
 
 
+def test_the_signal_that_slurm_itself_sends_before_the_time_limit_saves_and_requeues(
+    cluster: Hosts, runs: Path, undisturbed: Job
+) -> None:
+    """30 to 60 s after the start; the run would be done before, so that a rank stands still until it comes."""
+    limit = ("--time=2", "--signal=B:USR1@90")
+    job = submit(cluster, runs, "own_signal", "parallel.hang_seconds=0", options=limit)
+    job.wait_for_step(10)
+    rank = job.ranks()[3]
+    rank.suspend()
+    wait_for(lambda: job.events()[-1]["event"] == "signal", "Slurm sends the signal", 90, job.tail)
+    assert job.events()[-1]["reason"] == "the time limit comes (SIGUSR1)"
+    rank.resume()
+    assert job.end() == "COMPLETED", job.tail()
+    assert job.record()["Restarts"] == "1"
+    assert "asked to save" not in job.text(), "the batch script did not need to"
+    assert f"resuming at step {job.stopped_at()} " in job.text()
+    assert_same_run(job.run_dir, undisturbed.run_dir)
+
+
 def test_a_preempted_run_is_saved_and_goes_on_later(cluster: Hosts, runs: Path, undisturbed: Job) -> None:
     job = submit(cluster, runs, "preempted")
     job.wait_for_step(10)

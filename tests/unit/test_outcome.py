@@ -17,6 +17,7 @@ from dgpt import outcome, runtime
 from dgpt.agent.node import first_failure, hung, judge
 from dgpt.errors import StorageError, TrainingError, UserError
 from dgpt.watch.hang import Hang
+from dgpt.watch.runtime import AGENT_PID
 
 
 def mistake() -> int:
@@ -59,6 +60,13 @@ def test_a_disk_that_fails_is_said_without_a_trace_and_is_no_mistake(capsys: pyt
     assert outcome.guard(body) == outcome.FAILED
     assert capsys.readouterr().err == "dgpt: a file cannot be read\n  rule: disks work\n  fix:  mend it\n"
     assert isinstance(copy.copy(StorageError("a", rule="b", fix="c")), StorageError)  # as between processes
+
+
+def test_a_full_disk_does_not_change_how_an_agent_or_rank_ends() -> None:
+    code = "import sys; from dgpt.outcome import leave; sys.stderr.write('x'); print('x'); leave(75)"
+    with open("/dev/full", "w") as full:
+        environment = {**os.environ, AGENT_PID: "1", "PYTHONUNBUFFERED": ""}
+        assert subprocess.run([sys.executable, "-c", code], stdout=full, env=environment, check=False).returncode == 75
 
 
 def test_a_crash_alone_prints_its_trace(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,9 +14,9 @@ from dgpt.slurm.runtime import Job
 RECORD = (
     "JobId=12 JobName=my run UserId=me(1000) JobState=RUNNING Reason=None Requeue=1 Restarts={restarts} "
     "TimeLimit=1-00:00:00 Partition=gpu NodeList=n[0-1] NumNodes=2 CPUs/Task=16 Features=(null) Account=lab QOS=normal "
-    "TresPerNode=gres:gpu:8 StdOut=/runs/my run/slurm/job_12.out Power="
+    "TresPerNode=gres:gpu:8 StdOut=/runs/my run/slurm/job_12.out Power= "
 )
-JOB = Job("12", "chain-1", 1, "n[0-1]", "n0", 16, 8, 8, "", "")
+JOB = Job("12", "chain-1", 1, "n[0-1]", "n0", 16, 8, 8, "")
 REQUEUE = 'if [[ $1 == show ]]; then echo "{record}"; else echo "{said}" >&2; exit {code}; fi'
 
 
@@ -45,13 +45,13 @@ def test_a_failure_says_what_slurm_said(fake) -> None:
 
 def test_a_job_is_requeued(fake, tmp_path: Path) -> None:
     calls = fake("scontrol", REQUEUE.format(record=RECORD.format(restarts=1), said="", code=0))
-    assert "requeued" in go_on(JOB, tmp_path, ["run.toml"], SlurmConfig())
+    assert "requeued" in go_on(JOB, tmp_path, ["run.toml"], SlurmConfig(), 0.0)
     assert "requeue 12" in calls()
 
 
 def test_a_job_that_slurm_has_requeued_itself_is_left_alone(fake, tmp_path: Path) -> None:
     calls = fake("scontrol", REQUEUE.format(record=RECORD.format(restarts=2), said="", code=0))
-    assert go_on(JOB, tmp_path, ["run.toml"], SlurmConfig()) == "Slurm has requeued job 12"
+    assert go_on(JOB, tmp_path, ["run.toml"], SlurmConfig(), 0.0) == "Slurm has requeued job 12"
     assert not any(call.startswith("requeue") for call in calls())
 
 
@@ -59,9 +59,9 @@ def test_where_requeue_is_forbidden_a_job_of_the_same_shape_follows(fake, tmp_pa
     said = "Requested operation is presently disabled for job 12"
     fake("scontrol", REQUEUE.format(record=RECORD.format(restarts=1), said=said, code=1))
     submitted = fake("sbatch", 'echo "$DGPT_CHAIN" >"$0.chain"; echo "13;cluster"')
-    assert "job 13 follows" in go_on(JOB, tmp_path, ["run.toml", "seed=1"], SlurmConfig())
+    assert "job 13 follows" in go_on(JOB, tmp_path, ["run.toml", "seed=1"], SlurmConfig(), 0.0)
     (call,) = submitted()
-    assert call.startswith("--parsable --dependency=afterany:12 ")
+    assert call.startswith("--parsable --dependency=afterany:12 --export=ALL ")
     assert call.endswith(f"{tmp_path}/slurm/job_12.sbatch run.toml seed=1")
     assert (tmp_path / "bin/sbatch.chain").read_text() == "chain-1\n"
     assert [(event.event, event.job, event.chain) for event in history(tmp_path)] == [("submit", "13", "chain-1")]
@@ -72,6 +72,14 @@ def test_options_for_a_job_of_the_same_shape() -> None:
         "--time=1-00:00:00", "--partition=gpu", "--nodes=2", "--cpus-per-task=16", "--account=lab", "--qos=normal",
         "--gres=gpu:8", "--output=/runs/my run/slurm/job_%j.out",
     ]  # fmt: skip
+
+
+def test_memory_reservation_and_whole_nodes_stay_as_they_were() -> None:
+    given = "MinCPUsNode=16 MinMemoryNode=0 MinTmpDiskNode=0 Reservation=r1 OverSubscribe=NO Contiguous=0"
+    assert {"--mem=0", "--reservation=r1", "--exclusive"} <= set(options_of(client.fields(f"{RECORD}{given}")))
+    other = options_of(client.fields(f"{RECORD}MinMemoryCPU=100M Reservation=(null) OverSubscribe=OK"))
+    assert "--mem-per-cpu=100M" in other
+    assert not any(option.startswith(("--mem=", "--reservation", "--exclusive")) for option in other)
 
 
 def test_only_committed_checkpoints_count(tmp_path: Path) -> None:

@@ -61,5 +61,10 @@ def test_jobs_that_wait_for_the_end_of_this_one() -> None:
 
 def test_what_ended_a_start_that_said_nothing_of_its_end() -> None:
     start, told = event("start", "7"), Event(2.0, "signal", "7", "c", 0, (), 0, "the time limit comes (SIGUSR1)")
-    assert what_ended([told, start]) == "the batch script was killed without a signal: its node was lost"
-    assert what_ended([start, told]) == "the time limit comes (SIGUSR1); the job was killed before its end"
+    lost = what_ended([told, start], start, 40)
+    assert lost.reason == "the batch script was killed without a signal: its node was lost"
+    assert (lost.event, lost.job, lost.code, lost.step, lost.nodes) == ("stop", "7", 1, 40, ("n0", "n1"))
+    assert lost.suspects == ("n0",), "the batch script ran there"
+    signalled = what_ended([start, told], start, 40)
+    assert signalled.reason == "the time limit comes (SIGUSR1); the job was killed before its end"
+    assert signalled.suspects == (), "as after a requeue by hand"

@@ -132,7 +132,7 @@ def test_jobs_that_wait_in_a_chain_are_told_too(run: Path, fake) -> None:
     fake("scontrol", SCONTROL)
     for job in ("7", "8"):
         record(run, Event(NOW, "submit", job, "c", 0, (), 0))
-    job = Job("7", "c", 0, "n[0-1]", "n0", 1, 0, 1, "", "")
+    job = Job("7", "c", 0, "n[0-1]", "n0", 1, 0, 1, "")
     (said,) = warn_successors(job, run, SlurmConfig())
     assert "left out: n1" in said
     assert [event.job for event in history(run) if event.event == "exclude"] == ["8"]

@@ -1,71 +1,21 @@
 """A batch script's decisions carried out, with commands of Slurm that do as a test says."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from batches import SRUN, Batch, end, told
 
 from dgpt.errors import UserError
 from dgpt.outcome import DONE, FAILED, MISTAKE, STOPPED
 from dgpt.slurm.events import Event, history, record
-
-RECORD = "JobId=12 JobState=RUNNING Reason=None Restarts=0 PreemptTime=None EndTime=Unknown StdOut=/none"
-SCONTROL = f"""case "$1 $2" in
-  "show hostnames") echo n0; echo n1 ;;
-  "show node") echo "NodeName=n0 NodeAddr=127.0.0.1"; echo "NodeName=n1 NodeAddr=127.0.0.1" ;;
-  "show job") echo "{RECORD}" ;;
-esac"""
-# Answers a sign of life; else plays the next line of the plan: a checkpoint's step, exit code and words of all nodes.
-SRUN = """[[ ${@: -1} == true ]] && exit 0
-trap 'code=75' USR1
-read -r step code wait text < <(sed -n "$(($(cat plan.n 2>/dev/null || echo 0) + 1))p" plan)
-echo $(($(cat plan.n 2>/dev/null || echo 0) + 1)) >plan.n
-echo "$MASTER_ADDR:$MASTER_PORT $RDZV_ID" >>met
-for i in $(seq $((wait * 10))); do sleep 0.1; [[ $code == 75 ]] && break; done
-mkdir -p run/checkpoints/step_$(printf %08d $step) && touch run/checkpoints/step_$(printf %08d $step)/manifest.json
-for node in n0 n1; do
-  words='"node": "'$node'", "exit_code": '$code', "text": "'$text'", "time": 1.0, "final": false'
-  echo "{$words}" >$DGPT_LOGS/$node.json
-done
-[[ $code == 75 ]] && exit 0
-exit $code
-"""
-Batch = Callable[..., "subprocess.Popen[str]"]
-
-
-@pytest.fixture
-def batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: Any) -> Batch:
-    """batch(*plan) starts the batch script of job 12 in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    Path("run.toml").write_text('run_dir = "run"\nslurm.preflight = false\n')
-    Path("script").write_text("#!/bin/bash\n")
-    fake("scontrol", SCONTROL)
-    fake("srun", SRUN)
-
-    def start(*plan: str, **variables: str) -> "subprocess.Popen[str]":
-        Path("plan").write_text("\n".join(plan) + "\n")
-        given = {"SLURM_JOB_ID": "12", "SLURM_JOB_NODELIST": "n[0-1]", "SLURMD_NODENAME": "n0", **variables}
-        command = [sys.executable, "-m", "dgpt.slurm.job", "script", "pretrain", "run.toml"]
-        return subprocess.Popen(command, env={**os.environ, **given}, stdout=subprocess.PIPE, text=True)
-
-    return start
-
-
-def end(process: "subprocess.Popen[str]") -> tuple[int, str]:
-    out = process.communicate(timeout=60)[0]
-    return process.returncode, out
-
-
-def told() -> list[tuple[str, int, int, int | None]]:
-    return [(event.event, event.restart, event.step, event.code) for event in history(Path("run"))]
 
 
 def test_a_run_to_its_end(batch: Batch) -> None:
@@ -113,6 +63,19 @@ def test_a_signal_goes_to_srun_and_a_save_is_followed_by_a_requeue(batch: Batch,
     assert (told()[0], told()[-1]) == (("start", 0, 0, None), ("stop", 0, 40, STOPPED))
 
 
+def test_what_fails_during_a_save_is_shown(batch: Batch, fake: Any) -> None:
+    fake("srun", SRUN.replace("code=75", "code=1").replace("== 75", "== 1"))
+    process = batch("40 0 30 OSError: No space left on device")
+    while not Path("met").exists():
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGUSR1)
+    code, out = end(process)
+    assert code == FAILED
+    assert "what failed first:\nOSError: No space left on device\n" in out
+    assert history(Path("run"))[-1].reason.endswith("before the ranks could save: OSError: No space left on device")
+
+
 def test_a_job_that_is_ended_before_its_ranks_could_save_blames_no_node(batch: Batch) -> None:
     """Of which nothing is heard then."""
     process = batch("0 1 30")
@@ -152,7 +115,7 @@ def test_a_start_that_left_no_word_is_recorded_by_the_next(batch: Batch) -> None
     record(Path("run"), Event(1.0, "start", "12", "12", 0, ("n0",), 0))
     assert end(batch("100 0 0"))[0] == DONE
     lost = history(Path("run"))[1]
-    assert (lost.event, lost.restart, lost.code) == ("stop", 0, FAILED)
+    assert (lost.event, lost.restart, lost.code, lost.suspects) == ("stop", 0, FAILED, ("n0",))
     assert "its node was lost" in lost.reason
 
 
@@ -205,6 +168,25 @@ def test_verdicts_of_an_agent_are_for_the_batch_script(tmp_path: Path, monkeypat
     assert agent._end(verdict) == DONE, "srun would end the other nodes while they save"
     assert Verdict.read(tmp_path / "n1.json") == verdict
     assert json.loads((tmp_path / "n1.json").read_text())["node"] == "n1"
+
+
+class Full(StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_hides_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dgpt.agent import node as agent
+    from dgpt.outcome import Verdict
+
+    verdict = Verdict("n1", FAILED, "dgpt: rank 3 on n1 failed", 1.5, False)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", Full())
+        patch.setenv("DGPT_VERDICT", str(tmp_path / "n1.json"))
+        assert agent._end(verdict) == FAILED
+    assert Verdict.read(tmp_path / "n1.json") == verdict
+    monkeypatch.setenv("DGPT_VERDICT", str(tmp_path / "gone/n1.json"))
+    assert agent._end(verdict) == FAILED
 
 
 def test_a_start_that_is_refused_is_no_lost_node_to_the_next(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:

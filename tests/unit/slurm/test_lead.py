@@ -73,3 +73,11 @@ def test_a_job_whose_saves_became_slow_asks_by_itself(tmp_path: Path, left: floa
     clock = Clock(tmp_path, {"EndTime": end})
     assert clock.time_to_save() == early  # 2 x 50 + 2 x 1 + 10
     assert not Clock(tmp_path, {"EndTime": "Unknown"}).time_to_save()
+
+
+def test_a_file_server_that_gives_no_answer_ends_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stale(run_dir: Path) -> None:
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr("dgpt.slurm.clock.measured", stale)
+    assert not Clock(tmp_path, {}).time_to_save()

@@ -5,7 +5,18 @@ from datetime import datetime
 import pytest
 
 from dgpt.outcome import DONE, FAILED, MISTAKE, STOPPED, Verdict
-from dgpt.slurm.policy import BARREN_STARTS, End, Facts, blamed, deadline, decide, end_of, refuse, why_slurm_stopped
+from dgpt.slurm.policy import (
+    BARREN_STARTS,
+    End,
+    Facts,
+    blamed,
+    deadline,
+    decide,
+    end_of,
+    pause,
+    refuse,
+    why_slurm_stopped,
+)
 
 NODES = ["n0", "n1"]
 CRASH = End(FAILED, "Traceback\ndgpt: rank 3 on n1 failed", ("n1",))
@@ -70,9 +81,32 @@ def test_nodes_are_not_to_blame_for_a_save_that_slurm_cut_off(why: str, suspects
     assert blamed(CRASH, Facts(stopped_by=why)) == suspects
 
 
+@pytest.mark.parametrize("text", ["dgpt: SIGUSR1 ended the workers before they could save\nn1 left no word: x",
+                                  "n0, n1 left no word: the launcher", "srun ended with 1", ""])  # fmt: skip
+def test_ranks_that_slurm_ends_before_they_have_saved_have_not_failed(text: str) -> None:
+    end = End(FAILED, text, ("n1",))
+    assert not end.failed
+    assert decide(end, Facts(stopped_by=LIMIT)).reason == f"{LIMIT}, before the ranks could save"
+    assert blamed(end, Facts(stopped_by=LIMIT)) == ()
+
+
+@pytest.mark.parametrize(("text", "suspects"), [(KILLED, ("n1",)), (ECC, ("n1",)), ("OSError: No space left", ()),
+                                                (KILLED.replace("KILL", "USR1"), ())])  # fmt: skip
+def test_what_fails_while_the_ranks_save_is_said(text: str, suspects: tuple[str, ...]) -> None:
+    end = End(FAILED, f"Traceback\n{text}", ("n1",))
+    for facts in (Facts(stopped_by=LIMIT), Facts(stopped_by="scancel", cancelled=True)):
+        assert decide(end, facts).reason.endswith(f", before the ranks could save: {text.removeprefix('dgpt: ')}")
+        assert blamed(end, facts) == suspects
+
+
 def test_nodes_that_were_interrupted_before_there_was_anything_to_save_are_no_finished_run() -> None:
     assert end_of(words(said("n0", 138, "SIGUSR1 ended the workers"), said("n1", 138)), NODES, 138).code == FAILED
     assert end_of({}, NODES, None).code == FAILED
+
+
+def test_no_node_is_to_blame_where_srun_started_nothing() -> None:
+    assert end_of({}, NODES, 1).suspects == ()
+    assert end_of(words(said("n0", 143)), NODES, 1).suspects == ("n1",)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +124,7 @@ def test_nodes_that_were_interrupted_before_there_was_anything_to_save_are_no_fi
         (CRASH, Facts(nodes_answer=True, barren=2), "requeue", FAILED),  # perhaps other nodes help
         (CRASH, Facts(nodes_answer=True, barren=3), "end", FAILED),
         (CRASH, Facts(nodes_answer=False), "requeue", FAILED),
+        (CRASH, Facts(nodes_answer=True, replaceable=True), "requeue", FAILED),  # others will do better
         (End(FAILED, "not finite", final=True), Facts(nodes_answer=True), "end", FAILED),
         (End(FAILED, "taken over", final=True), Facts(stopped_by=LIMIT), "requeue", FAILED),
         (SAVED, Facts(stopped_by=LIMIT, barren=3), "end", FAILED),  # the time limit is too short for a step
@@ -103,6 +138,10 @@ def test_what_is_done(end: End, facts: Facts, action: str, code: int) -> None:
     assert decision.reason
     goes_on = action != "end" or facts.successors > 0
     assert decision.ends_chain == (not goes_on)
+
+
+def test_starts_without_progress_come_after_growing_pauses() -> None:
+    assert [pause(barren) for barren in range(3)] == [0.2, 5.0, 10.0]
 
 
 def test_a_run_that_slurm_itself_starts_again_and_again_is_refused() -> None:

@@ -19,7 +19,7 @@ CASES = {
          "gpus-per-node": "8", "cpus-per-task": "64", "time": "24:00:00", "partition": "gpu", "signal": "B:USR1@417",
          "constraint": "[rack1|rack2]&h100", "exclude": "n[3,5-7]", "array": "1-9%1"},
         ("--mem=0", "--exclusive"),
-        {"DGPT_PYTHON": "/home/me/my env/bin/python"},
+        {"DGPT_PYTHON": "/home/me/my env/bin/python", "DGPT_CHAIN": "chain-0123456789ab"},
         ("run.toml", "logging.sample_prompt='\"def $(x)`y`'", "run_dir=/scratch/my runs/8b"),
     ),
     "prepare": (

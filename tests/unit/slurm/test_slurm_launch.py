@@ -1,15 +1,17 @@
 """How the ranks of a job are started, from what Slurm says."""
 
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dgpt.errors import UserError
-from dgpt.slurm import launch
+from dgpt.scripts import script
+from dgpt.slurm import launch, preflight
 from dgpt.slurm.runtime import Job, this_job
 
-JOB = Job("1234", "1234", 1, "n[0-1]", "n0", 16, 8, 8, "", "")
+JOB = Job("1234", "1234", 1, "n[0-1]", "n0", 16, 8, 8, "")
 
 
 def test_the_port_follows_from_the_job_and_passes_over_one_that_is_held() -> None:
@@ -74,6 +76,14 @@ def test_srun_starts_one_task_a_node_and_never_waits_for_ever() -> None:
     assert command[-4:] == ["-m", "dgpt.cli", "pretrain", "run.toml"]
 
 
+def test_a_step_gets_its_variables_though_the_job_was_submitted_without_any() -> None:
+    """--export=NONE, or SBATCH_EXPORT, for sbatch is one for srun, too."""
+    for command in (launch.srun(JOB, 2, 600, ["pretrain"]), launch.probe(2), preflight.command(JOB, 2, "python", [])):
+        assert "--export=ALL" in command
+    for verb in ("prepare", "evaluate"):
+        assert "srun --ntasks=1 --export=ALL " in script(f"slurm/{verb}.sbatch").read_text()
+
+
 def test_containers() -> None:
     assert launch.in_container("a.sif", ["bash"]) == ["apptainer", "exec", "--nv", "a.sif", "bash"]
     assert launch.in_container("nvcr.io#a", ["bash"])[0] == "--container-image=nvcr.io#a"
@@ -81,13 +91,16 @@ def test_containers() -> None:
 
 
 def test_what_slurm_says_to_a_batch_script(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "DGPT_CHAIN"):
+        monkeypatch.delenv(name, raising=False)
     assert this_job() is None
     said = {"SLURM_JOB_ID": "1234", "SLURM_JOB_NODELIST": "n[0-1]", "SLURMD_NODENAME": "n0", "SLURM_RESTART_COUNT": "1",
             "SLURM_CPUS_PER_TASK": "16", "SLURM_GPUS_ON_NODE": "8"}  # fmt: skip
     for name, value in said.items():
         monkeypatch.setenv(name, value)
     assert this_job() == JOB
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "1230")
+    assert this_job() == replace(JOB, chain="1230"), "the jobs of an array follow one another"
     monkeypatch.setenv("NPROC_PER_NODE", "2")
     monkeypatch.setenv("DGPT_CHAIN", "chain-1")
     job = this_job()

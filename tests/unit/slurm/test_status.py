@@ -165,6 +165,17 @@ def test_stop_cancels_a_job_that_waits(run: Path, fake, capsys: pytest.CaptureFi
     assert not (run / "stop").exists()
 
 
+def test_stop_cancels_a_chain_that_waits_from_its_end(run: Path, fake, capsys: pytest.CaptureFixture[str]) -> None:
+    """The end of a job lets the next one of its chain start."""
+    for number in ("13", "14", "15"):
+        record(run, Event(NOW, "submit", number, "d", 0, (), 0))
+    says = 'echo "JobId=$4 JobState=$s Reason=$r"'
+    fake("scontrol", f"s=PENDING; r=Priority; [[ $4 -gt 13 ]] && r=Dependency; [[ $4 == 12 ]] && s=FAILED; {says}")
+    cancelled = fake("scancel", "[[ $1 != 14 ]]")  # somebody was quicker
+    assert main(["stop", str(run)]) == DONE
+    assert cancelled() == ["15", "14", "13"]
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", str(tmp_path)]) == MISTAKE
     assert "is no run folder" in capsys.readouterr().err

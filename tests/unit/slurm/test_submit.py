@@ -21,7 +21,7 @@ SMALL = ("model.n_layer=1", "model.n_head=4", "model.n_embd=32", "model.seq_len=
 SBATCH = """n=$(($(cat "$0.n" 2>/dev/null || echo 40) + 1))
 echo $n | tee "$0.n"
 cat >"$0.in"
-echo "$DGPT_CHAIN" >"$0.chain"
+sed -n "s/^export DGPT_CHAIN=//p" "$0.in" >"$0.chain"
 """
 
 
@@ -82,6 +82,7 @@ def test_submit_gives_slurm_the_script_and_keeps_it(run_file: str, fake, tmp_pat
     ):
         assert f"#SBATCH {line}\n" in text
     assert f"set -- run.toml {' '.join(SMALL)}\n" in text
+    assert "export NPROC_PER_NODE=2\n" in text, "that of the login shell would have the last word"
     first, second = history(Path("my run"))
     assert (first.job, second.job) == ("41", "42")
     assert first.chain == second.chain == (tmp_path / "bin/sbatch.chain").read_text().strip()
@@ -124,6 +125,17 @@ def test_a_refusal_is_said_with_what_to_do(
     message = capsys.readouterr().err
     assert said in message
     assert "\n  fix:  " in message
+
+
+@pytest.mark.parametrize(("gone", "said"), [("true", ""), ("false", ", but not 42, 41: scancel 42 41")])
+def test_a_chain_that_slurm_takes_in_part_is_cancelled(run_file: str, fake, capsys, gone: str, said: str) -> None:
+    fake("sbatch", f"[[ -e {run_file}.full ]] && {{ echo 'error: job submit limit' >&2; exit 1; }}\n{SBATCH}"
+                   f"[[ $n == 42 ]] && touch {run_file}.full; true")  # fmt: skip
+    cancelled = fake("scancel", gone)
+    assert main(["submit", run_file, "--nodes", "2", "--nproc", "2", "--chain", "3", *SMALL]) == MISTAKE
+    assert cancelled() == ["42", "41"]
+    message = capsys.readouterr().err
+    assert f"job submit limit; the jobs of the chain before it (41, 42) are cancelled{said}\n" in message
 
 
 @pytest.mark.parametrize(
