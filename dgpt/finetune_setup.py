@@ -22,7 +22,7 @@ from dgpt.tasks.loader import Sample, TaskLoader
 from dgpt.tasks.packing import pack
 from dgpt.tasks.registry import balanced_weights, find_labels, task_of
 from dgpt.tasks.rows import Row
-from dgpt.tasks.sources import Splits, read_splits
+from dgpt.tasks.sources import Splits, draw, read_splits
 
 FIXED = ("task.kind", "task.labels", "task.multi_label", "lora.rank", "lora.alpha", "lora.targets")  # once a run began
 
@@ -55,7 +55,7 @@ def check(config: FinetuneConfig, runtime: Runtime) -> FinetuneSetup:
     plan = batch_plan(config, dims.dp)
     earlier, base = _earlier(config), base_of(config)
     tokenizer = tokenizer_of(base)
-    splits = read_splits(config.data)
+    splits = read_splits(config.data, config.seed)
     config = _resolved(config, base, splits)
     if earlier:
         _check_same_run(earlier, config)
@@ -63,7 +63,7 @@ def check(config: FinetuneConfig, runtime: Runtime) -> FinetuneSetup:
     examples = [example for row in splits.train for example in task.examples(row)]
     loader = TaskLoader(task, _samples(examples, config), seed=config.seed, plan=plan, dp_rank=runtime.rank)
     notes = tuple(_notes(task, "training"))
-    held_out, more_notes = _held_out(task, splits.validation[: config.training.eval_samples], config)
+    held_out, more_notes = _held_out(task, splits.validation, config)
     config = _with_steps(config, plan, loader)
     check_writable(Path(config.run_dir))
     dtype = compute_dtype(config, runtime.device)
@@ -168,9 +168,11 @@ def _samples(examples: Sequence[Example], config: FinetuneConfig) -> list[Sample
 
 def _held_out(task: Task, rows: Sequence[Row], config: FinetuneConfig) -> tuple[HeldOut, tuple[str, ...]]:
     """And what is to be said of them."""
-    kept = [(task.learnt(row), examples) for row in rows if (examples := task.examples(row))]
+    chosen = draw(rows, config.training.eval_samples, config.seed)
+    kept = [(task.learnt(row), examples) for row in chosen if (examples := task.examples(row))]
     notes = tuple(_notes(task, "held-out"))
-    answered = kept[: config.training.eval_generations] if config.task.is_language_model else kept
+    most = config.training.eval_generations if config.task.is_language_model else None
+    answered = draw(kept, most, config.seed)
     samples = _samples([example for _, examples in kept for example in examples], config)
     queries = _each(task.query, answered)
     if config.task.is_language_model and (cut := task.take_counts()[1]):  # else these are the examples again

@@ -101,7 +101,7 @@ class TaskDataConfig(Section):
     """Make files of this kind in `path` from the Python standard library of this machine, if they are not there."""
     fields: FieldNames = FieldNames()
     max_examples: NotNegative = 0
-    """Use only the first examples, this many; 0: all."""
+    """Use only this many examples, drawn by `seed`; 0: all."""
     max_tokens: NotNegative = 0
     """Longest example, in tokens; 0 means the model's seq_len."""
     over_long: Literal["refuse", "skip", "truncate"] = "refuse"
