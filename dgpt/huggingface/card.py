@@ -22,6 +22,13 @@ CLASSES = {
     "classification": "AutoModelForSequenceClassification",
     "extractive_qa": "AutoModelForQuestionAnswering",
 }
+INPUTS = {  # what stands below the example
+    "language_model": "",
+    "classification": "\nIt was trained on texts, and where there are two, on: text, end-of-document token, second. "
+    "`tokenizer(text)` and `tokenizer(text, second)` write just that.\n",
+    "extractive_qa": "\nIt was trained on: question, end-of-document token, context, end-of-document token. "
+    '`tokenizer(question, context)` writes just that. The last token stands for "no answer".\n',
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ def model_card(name: str, title: str, parameters: int, task: Task, facts: Facts)
     chosen = {name: facts.settings[name] for name in SECTIONS if name in facts.settings}
     settings = "\n".join(f"{key} = {value!r}" for key, value in flat(chosen).items())
     return TEMPLATE.format(name=name, pipeline=PIPELINES[task.kind], rows=rows, settings=settings,
-                           model_class=CLASSES[task.kind])  # fmt: skip
+                           model_class=CLASSES[task.kind], inputs=INPUTS[task.kind])  # fmt: skip
 
 
 TEMPLATE = """\
@@ -85,7 +92,7 @@ from transformers import {model_class}, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("{name}")
 model = {model_class}.from_pretrained("{name}")
 ```
-
+{inputs}
 ## Training
 
 | | |

@@ -1,5 +1,6 @@
 """A folder of `transformers` becomes a model of dgpt: a folder as `dgpt export --format dgpt` writes it."""
 
+import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,11 +112,16 @@ def read_tokenizer(folder: Path) -> Tokenizer:
                         fix="load the tokenizer with transformers and save it with save_pretrained, which writes the "
                             "file")  # fmt: skip
     content = (folder / JSON).read_bytes()
-    with suppress(UserError, TypeError, OSError):
+    with suppress(UserError, TypeError, ValueError, OSError):
         own = load_tokenizer(folder)
-        if tokenizer_json(own) == content:
+        if _unjoined(tokenizer_json(own)) == _unjoined(content):
             return own
     return build(JSON, content, _end_token(folder, content), ())
+
+
+def _unjoined(tokenizer: bytes) -> dict[str, Any]:
+    """Without its rule for pairs of texts, which dgpt's tasks bring themselves."""
+    return dict(json.loads(tokenizer)) | {"post_processor": None}
 
 
 def _end_token(folder: Path, tokenizer: bytes) -> str:
