@@ -20,7 +20,7 @@ from dgpt.setup import Setup, check_local, check_writable, compute_dtype
 from dgpt.tasks.base import Example, Task
 from dgpt.tasks.loader import Sample, TaskLoader
 from dgpt.tasks.packing import pack
-from dgpt.tasks.registry import balanced_weights, find_labels, task_of
+from dgpt.tasks.registry import balanced_weights, find_labels, holds_conversations, task_of
 from dgpt.tasks.rows import Row
 from dgpt.tasks.sources import Splits, draw, read_splits
 
@@ -130,7 +130,7 @@ def _resolved(config: FinetuneConfig, base: Found, splits: Splits) -> FinetuneCo
                         fix=f"set data.max_tokens={model.seq_len}, or 0")  # fmt: skip
     values = config.model_dump(mode="json")
     values["model"] = model.model_dump(mode="json") | {"dropout": config.training.dropout}
-    values["task"]["labels"] = find_labels(config, splits.train)
+    values["task"] |= {"labels": find_labels(config, splits.train), "chat": holds_conversations(config, splits.train)}
     values["base"] = str(base.folder.absolute() if isinstance(base.folder, Path) else base.folder)
     values["base_hash"] = hash_of(base)
     return parse_settings(FinetuneConfig, values, f"with the model of {config.base}")

@@ -60,4 +60,6 @@ def one_row(model: Finetuned, given: dict[str, str | None]) -> Row:
         options = " ".join(f"--{name.replace('_', '-')}" for name in needed)
         raise UserError(f"given: {', '.join(sorted(present))}", rule=f"a model for {kind} is asked with {options}",
                         fix=f"give {options}, or a file of rows")  # fmt: skip
+    if model.config.task.chat:
+        return Row("the command line", {fields.messages: [{"role": "user", "content": given["text"]}]})
     return Row("the command line", {wanted[name]: given[name] for name in wanted if given[name] is not None})

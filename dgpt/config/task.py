@@ -33,6 +33,8 @@ class TaskConfig(Section):
     """extractive_qa: 'no answer' is predicted if its score exceeds that of the best span by more than this."""
     no_answer_text: str = "no answer"
     """generative_qa: what is written where the context holds no answer."""
+    chat: bool = False
+    """generation: the model is asked in the chat template; filled in where training examples have `messages`."""
     max_new_tokens: Positive = 128
     """generation, generative_qa: longest answer that is written in an evaluation."""
 

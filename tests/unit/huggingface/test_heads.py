@@ -84,11 +84,12 @@ def test_two_texts_become_the_ids_that_the_task_reads(make_run: Any, tmp_path: P
 
 
 @torch.no_grad()
-def test_a_model_tuned_to_write_has_a_chat_template(make_run: Any, tmp_path: Path) -> None:
-    run = make_run(1, TaskConfig(kind="generation"))
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_model_tuned_on_conversations_has_a_chat_template(make_run: Any, tmp_path: Path, chat: bool) -> None:
+    run = make_run(1, TaskConfig(kind="generation", chat=chat))
     assert main(["export", str(run), str(tmp_path / "hf")]) == DONE
     settings = json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())
-    assert "<|assistant|>" in settings["chat_template"]
+    assert ("<|assistant|>" in settings.get("chat_template", "")) == chat
     theirs = load(transformers.AutoModelForCausalLM, tmp_path / "hf")
     torch.testing.assert_close(load_model(run)[0](TOKENS)[..., :300], theirs(TOKENS).logits, atol=1e-5, rtol=1e-5)
 
