@@ -6,14 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dgpt.checkpoint.compatible import is_finetuned, model_difference, read_config
 from dgpt.checkpoint.find import Found, find_latest
 from dgpt.checkpoint.format import CheckpointError
 from dgpt.config import BatchPlan, FinetuneConfig, ModelConfig, batch_plan, flat, parse_settings
+from dgpt.config.finetune import LINEAR_LAYERS
 from dgpt.errors import UserError
 from dgpt.finetuned import hash_of, open_base
 from dgpt.generate import tokenizer_of
 from dgpt.model.flops import parameter_count
+from dgpt.model.gpt import GPT
 from dgpt.parallel.mesh import ParallelDims
 from dgpt.runtime import Runtime
 from dgpt.setup import Setup, check_local, check_writable, compute_dtype
@@ -128,6 +132,7 @@ def _resolved(config: FinetuneConfig, base: Found, splits: Splits) -> FinetuneCo
         raise UserError(f"data.max_tokens = {config.data.max_tokens} is above the base's seq_len = {model.seq_len}",
                         rule="an example fits into the context of the model",
                         fix=f"set data.max_tokens={model.seq_len}, or 0")  # fmt: skip
+    _check_targets(config, model)
     values = config.model_dump(mode="json")
     values["model"] = model.model_dump(mode="json") | {"dropout": config.training.dropout}
     values["task"] |= {"labels": find_labels(config, splits.train), "chat": holds_conversations(config, splits.train)}
@@ -143,6 +148,18 @@ def _check_model(config: FinetuneConfig, model: ModelConfig, base: Found) -> Non
         name, theirs, ours = difference
         reason = f"is of another model: model.{name} = {theirs!r} there, {ours!r} in this run"
         raise CheckpointError(base.folder, reason, fix="leave [model] away: it comes with the base")
+
+
+def _check_targets(config: FinetuneConfig, model: ModelConfig) -> None:
+    """Raises UserError for a layer that is to get updates, and that the base does not have."""
+    with torch.device("meta"):
+        layers = dict(GPT(model).blocks[0].named_modules())
+    known = [name for name in LINEAR_LAYERS if name in layers]
+    for name in config.lora.targets if config.lora.rank else ():
+        if name not in known:
+            raise UserError(f"lora.targets has '{name}', and the model of {config.base} has no such layer",
+                            rule=f"with model.mlp = '{model.mlp}' the layers are {', '.join(known)}",
+                            fix=f"leave '{name}' away")  # fmt: skip
 
 
 def _check_same_run(earlier: FinetuneConfig, config: FinetuneConfig) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from dgpt.cli import main
 from dgpt.finetuned import load_finetuned
-from dgpt.outcome import DONE
+from dgpt.outcome import DONE, MISTAKE
 from dgpt.predict import one_row
 
 TALK = [{"role": "user", "content": "ba"}, {"role": "assistant", "content": "fe"}]
@@ -40,3 +40,21 @@ def test_only_a_model_of_conversations_is_asked_in_the_chat_template(
         capsys.readouterr()
         assert main(["predict", str(writers / name), "--text", "ba"]) == DONE
         assert "completion" in json.loads(capsys.readouterr().out)["prediction"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "ba", "note": {"by": "\\ud800"}}', "field 'note' is not valid Unicode: half of a character"),
+        ('{"prompt": "ba", "prediction": 7}', "it has a field 'prediction' already"),
+    ],
+)
+def test_a_row_that_cannot_be_written_with_its_answer(
+    writers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, message: str
+) -> None:
+    rows, output = tmp_path / "rows.jsonl", tmp_path / "answers.jsonl"
+    rows.write_text(f'{{"prompt": "ba"}}\n{line}\n')
+    capsys.readouterr()
+    assert main(["predict", str(writers / "plain"), str(rows), "--output", str(output)]) == MISTAKE
+    assert f"file '{rows}', line 2: {message}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [rows]

@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from dgpt.config import FinetuneConfig, TaskDataConfig, parse_settings
+from dgpt.errors import UserError
 from dgpt.finetune_setup import FinetuneSetup, check
 from dgpt.runtime import identify
+from dgpt.tasks.rows import read_dataset
 from dgpt.tasks.sources import draw, read_splits
 
 SORTED = [{"text": f"ba {n}", "label": "left" if n < 60 else "right"} for n in range(120)]
@@ -55,3 +58,16 @@ def test_rows_are_drawn_from_all_and_keep_their_order() -> None:
     assert drawn == sorted(set(drawn)) == draw(range(1000), 100, seed=3)
     assert 450 < sum(drawn) / len(drawn) < 550
     assert draw(range(5), 9, seed=3) == draw(range(5), None, seed=3) == list(range(5))
+
+
+def test_numbers_of_classes_become_names_and_minus_one_is_no_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = datasets.ClassLabel(names=["left", "right"])
+    features = datasets.Features({"label": kind, "labels": datasets.Sequence(kind), "text": datasets.Value("string")})
+    values = {"label": [1, -1, None], "labels": [[0, 1], [], None], "text": ["ba"] * 3}
+    loaded = datasets.Dataset.from_dict(values, features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: loaded)
+    rows = list(read_dataset("x", "", "train"))
+    assert [row.values["label"] for row in rows] == ["right", None, None]
+    assert [row.values["labels"] for row in rows] == [["left", "right"], [], None]
+    with pytest.raises(UserError, match="dataset 'x', split 'train', row 1: field 'label' is null, or a number"):
+        rows[1].get("label", "label")
