@@ -67,7 +67,7 @@ def check(config: FinetuneConfig, runtime: Runtime) -> FinetuneSetup:
     examples = [example for row in splits.train for example in task.examples(row)]
     loader = TaskLoader(task, _samples(examples, config), seed=config.seed, plan=plan, dp_rank=runtime.rank)
     notes = tuple(_notes(task, "training"))
-    held_out, more_notes = _held_out(task, splits.validation, config)
+    held_out, more_notes = _held_out(task_of(config, tokenizer), splits.validation, config)  # each counts the same
     config = _with_steps(config, plan, loader)
     check_writable(Path(config.run_dir))
     dtype = compute_dtype(config, runtime.device)

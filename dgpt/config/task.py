@@ -22,7 +22,7 @@ class TaskConfig(Section):
     multi_label: bool = False
     """classification: an example has any number of classes, in the field `labels`."""
     class_weights: Literal["none", "balanced"] = "none"
-    """classification: 'balanced' weighs an example by 1 / (share of its class * number of classes)."""
+    """classification: in training 'balanced' weighs an example by 1 / (share of its class * number of classes)."""
     label_threshold: Fraction = 0.5
     """classification with multi_label: a class is predicted from this probability on."""
     stride_tokens: Positive = 128
