@@ -107,7 +107,7 @@ class TaskDataConfig(Section):
     max_tokens: NotNegative = 0
     """Longest example, in tokens; 0 means the model's seq_len."""
     over_long: Literal["refuse", "skip", "truncate"] = "refuse"
-    """An example above max_tokens: an error, left out, or cut (of a prompt the beginning, of a text the end)."""
+    """An example above max_tokens: an error, left out, or cut (a prompt at its beginning, else at the end)."""
     packing: bool = True
     """generation, generative_qa: several examples in a sequence of max_tokens; no example sees another."""
 
