@@ -54,7 +54,7 @@ def export_huggingface(
     """Write a model to a new folder or URL that `transformers` loads: as `export`, but for the format."""
     found = choose(source)
     tokenizer, facts, config = tokenizer_of(found), Facts.of(found.manifest), read_config(found)
-    template = JINJA if isinstance(config, FinetuneConfig) and config.task.kind == "generation" else ""
+    template = JINJA if isinstance(config, FinetuneConfig) and config.task.chat else ""
     files = [] if _is_lora(config) else files_of(found, [WEIGHT])
     total = sum(file.size for file in files) + tensor_bytes(found, [WEIGHT])
     with byte_bar(f"writing {output.name}", total, enabled=progress) as advance:

@@ -6,23 +6,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dgpt.checkpoint.compatible import is_finetuned, model_difference, read_config
 from dgpt.checkpoint.find import Found, find_latest
 from dgpt.checkpoint.format import CheckpointError
 from dgpt.config import BatchPlan, FinetuneConfig, ModelConfig, batch_plan, flat, parse_settings
+from dgpt.config.finetune import LINEAR_LAYERS
 from dgpt.errors import UserError
 from dgpt.finetuned import hash_of, open_base
 from dgpt.generate import tokenizer_of
 from dgpt.model.flops import parameter_count
+from dgpt.model.gpt import GPT
 from dgpt.parallel.mesh import ParallelDims
 from dgpt.runtime import Runtime
 from dgpt.setup import Setup, check_local, check_writable, compute_dtype
 from dgpt.tasks.base import Example, Task
 from dgpt.tasks.loader import Sample, TaskLoader
 from dgpt.tasks.packing import pack
-from dgpt.tasks.registry import balanced_weights, find_labels, task_of
+from dgpt.tasks.registry import balanced_weights, find_labels, holds_conversations, task_of
 from dgpt.tasks.rows import Row
-from dgpt.tasks.sources import Splits, read_splits
+from dgpt.tasks.sources import Splits, draw, read_splits
 
 FIXED = ("task.kind", "task.labels", "task.multi_label", "lora.rank", "lora.alpha", "lora.targets")  # once a run began
 
@@ -55,7 +59,7 @@ def check(config: FinetuneConfig, runtime: Runtime) -> FinetuneSetup:
     plan = batch_plan(config, dims.dp)
     earlier, base = _earlier(config), base_of(config)
     tokenizer = tokenizer_of(base)
-    splits = read_splits(config.data)
+    splits = read_splits(config.data, config.seed)
     config = _resolved(config, base, splits)
     if earlier:
         _check_same_run(earlier, config)
@@ -63,7 +67,7 @@ def check(config: FinetuneConfig, runtime: Runtime) -> FinetuneSetup:
     examples = [example for row in splits.train for example in task.examples(row)]
     loader = TaskLoader(task, _samples(examples, config), seed=config.seed, plan=plan, dp_rank=runtime.rank)
     notes = tuple(_notes(task, "training"))
-    held_out, more_notes = _held_out(task, splits.validation[: config.training.eval_samples], config)
+    held_out, more_notes = _held_out(task_of(config, tokenizer), splits.validation, config)  # each counts the same
     config = _with_steps(config, plan, loader)
     check_writable(Path(config.run_dir))
     dtype = compute_dtype(config, runtime.device)
@@ -128,9 +132,10 @@ def _resolved(config: FinetuneConfig, base: Found, splits: Splits) -> FinetuneCo
         raise UserError(f"data.max_tokens = {config.data.max_tokens} is above the base's seq_len = {model.seq_len}",
                         rule="an example fits into the context of the model",
                         fix=f"set data.max_tokens={model.seq_len}, or 0")  # fmt: skip
+    _check_targets(config, model)
     values = config.model_dump(mode="json")
     values["model"] = model.model_dump(mode="json") | {"dropout": config.training.dropout}
-    values["task"]["labels"] = find_labels(config, splits.train)
+    values["task"] |= {"labels": find_labels(config, splits.train), "chat": holds_conversations(config, splits.train)}
     values["base"] = str(base.folder.absolute() if isinstance(base.folder, Path) else base.folder)
     values["base_hash"] = hash_of(base)
     return parse_settings(FinetuneConfig, values, f"with the model of {config.base}")
@@ -143,6 +148,18 @@ def _check_model(config: FinetuneConfig, model: ModelConfig, base: Found) -> Non
         name, theirs, ours = difference
         reason = f"is of another model: model.{name} = {theirs!r} there, {ours!r} in this run"
         raise CheckpointError(base.folder, reason, fix="leave [model] away: it comes with the base")
+
+
+def _check_targets(config: FinetuneConfig, model: ModelConfig) -> None:
+    """Raises UserError for a layer that is to get updates, and that the base does not have."""
+    with torch.device("meta"):
+        layers = dict(GPT(model).blocks[0].named_modules())
+    known = [name for name in LINEAR_LAYERS if name in layers]
+    for name in config.lora.targets if config.lora.rank else ():
+        if name not in known:
+            raise UserError(f"lora.targets has '{name}', and the model of {config.base} has no such layer",
+                            rule=f"with model.mlp = '{model.mlp}' the layers are {', '.join(known)}",
+                            fix=f"leave '{name}' away")  # fmt: skip
 
 
 def _check_same_run(earlier: FinetuneConfig, config: FinetuneConfig) -> None:
@@ -168,9 +185,11 @@ def _samples(examples: Sequence[Example], config: FinetuneConfig) -> list[Sample
 
 def _held_out(task: Task, rows: Sequence[Row], config: FinetuneConfig) -> tuple[HeldOut, tuple[str, ...]]:
     """And what is to be said of them."""
-    kept = [(task.learnt(row), examples) for row in rows if (examples := task.examples(row))]
+    chosen = draw(rows, config.training.eval_samples, config.seed)
+    kept = [(task.learnt(row), examples) for row in chosen if (examples := task.examples(row))]
     notes = tuple(_notes(task, "held-out"))
-    answered = kept[: config.training.eval_generations] if config.task.is_language_model else kept
+    most = config.training.eval_generations if config.task.is_language_model else None
+    answered = draw(kept, most, config.seed)
     samples = _samples([example for _, examples in kept for example in examples], config)
     queries = _each(task.query, answered)
     if config.task.is_language_model and (cut := task.take_counts()[1]):  # else these are the examples again

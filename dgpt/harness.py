@@ -7,6 +7,7 @@ Importing this module registers the model "dgpt" there:
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the library is untyped
             self._rank, self._world_size = runtime.rank, runtime.world_size
         self.runtime = runtime
         self.max_length = model.config.seq_len
+        self.cut = 0  # prompts that lost their beginning, in the last call of generate_until
         self.chat = False  # texts hold end-of-document tokens by name, from apply_chat_template
 
     @property
@@ -118,6 +120,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the library is untyped
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Continuations; requests with the same settings share batches."""
+        self.cut = 0
         groups: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
             groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(i)
@@ -129,6 +132,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the library is untyped
                     results[i] = text
                     self.cache_hook.add_partial("generate_until", requests[i].args, text)
                     advance(1)
+        if self.cut:
+            print(f"cut {self.cut} of {len(requests)} prompts at their beginning: with max_gen_toks they are above the "
+                  f"model's seq_len = {self.max_length}", file=sys.stderr, flush=True)  # fmt: skip
         return results
 
     def _continue(self, contexts: Sequence[str], wishes: dict[str, Any]) -> list[str]:
@@ -138,11 +144,17 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the library is untyped
             new_tokens, settings.get("temperature", 0.0), settings.get("top_k", 0), settings.get("top_p", 1.0),
             min_p=settings.get("min_p", 0.0), repetition_penalty=settings.get("repetition_penalty", 1.0),
         )  # fmt: skip
-        prompts = [self.tok_encode(context)[-(self.max_length - new_tokens) :] for context in contexts]
+        prompts = [self._shortened(self.tok_encode(context), new_tokens) for context in contexts]
         stops = [stop for stop in settings["until"] if stop]
         completions = generate_texts(self.model, self.tokenizer, prompts, sampling, stop_strings=stops,
                                      batch_size=self.batch_size)  # fmt: skip
         return [completion.text for completion in completions]
+
+    def _shortened(self, prompt: list[int], new_tokens: int) -> list[int]:
+        """Without its beginning, so that the answer fits behind it; half of the context is for the prompt."""
+        room = max(self.max_length - new_tokens, self.max_length // 2)
+        self.cut += len(prompt) > room
+        return prompt[-room:]
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         return JINJA if chat_template else None

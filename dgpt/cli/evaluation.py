@@ -46,7 +46,7 @@ def _evaluate(subparsers: Verbs) -> None:
     add("--seq-len", type=positive, metavar="T", help="tokens of a window (default: the model's, which is the most)")
     add("--stride", type=positive, metavar="S", help="tokens scored by each window after the first; fewer than "
         "--seq-len: each sees at least seq_len - S tokens before it (default: --seq-len)")  # fmt: skip
-    add("--limit", type=positive, metavar="N", help="only the first N windows, or rows of a task")
+    add("--limit", type=positive, metavar="N", help="only the first N windows, or N rows of a task, drawn by its seed")
     add("--batch-size", type=positive, default=8, metavar="B", help="windows at once on a process (default: 8)")
     add("--dtype", choices=("fp32", "bf16"), default="fp32", help="to compute in (default: fp32)")
     add("--json", action="store_true", help="print one JSON object")

@@ -82,9 +82,9 @@ class FinetuneTrainingConfig(TrainingConfig):
     eval_every_steps: NotNegative = 100
     """Steps between evaluations on the held-out examples; 0 never."""
     eval_samples: Positive = 1000
-    """Held-out examples of an evaluation, at most."""
+    """Held-out examples of an evaluation, at most; drawn by `seed`."""
     eval_generations: NotNegative = 64
-    """Held-out examples that are answered word by word in an evaluation, at most (generation, generative_qa)."""
+    """Of these, answered word by word, at most (generation, generative_qa); drawn by `seed`."""
     dropout: Fraction = 0.0
     """Probability of zeroing an activation in training, in place of the base's."""
 

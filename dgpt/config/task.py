@@ -22,7 +22,7 @@ class TaskConfig(Section):
     multi_label: bool = False
     """classification: an example has any number of classes, in the field `labels`."""
     class_weights: Literal["none", "balanced"] = "none"
-    """classification: 'balanced' weighs an example by 1 / (share of its class * number of classes)."""
+    """classification: in training 'balanced' weighs an example by 1 / (share of its class * number of classes)."""
     label_threshold: Fraction = 0.5
     """classification with multi_label: a class is predicted from this probability on."""
     stride_tokens: Positive = 128
@@ -33,6 +33,8 @@ class TaskConfig(Section):
     """extractive_qa: 'no answer' is predicted if its score exceeds that of the best span by more than this."""
     no_answer_text: str = "no answer"
     """generative_qa: what is written where the context holds no answer."""
+    chat: bool = False
+    """generation: the model is asked in the chat template; filled in where training examples have `messages`."""
     max_new_tokens: Positive = 128
     """generation, generative_qa: longest answer that is written in an evaluation."""
 
@@ -101,11 +103,11 @@ class TaskDataConfig(Section):
     """Make files of this kind in `path` from the Python standard library of this machine, if they are not there."""
     fields: FieldNames = FieldNames()
     max_examples: NotNegative = 0
-    """Use only the first examples, this many; 0: all."""
+    """Use only this many examples, drawn by `seed`; 0: all."""
     max_tokens: NotNegative = 0
     """Longest example, in tokens; 0 means the model's seq_len."""
     over_long: Literal["refuse", "skip", "truncate"] = "refuse"
-    """An example above max_tokens: an error, left out, or cut (of a prompt the beginning, of a text the end)."""
+    """An example above max_tokens: an error, left out, or cut (a prompt at its beginning, else at the end)."""
     packing: bool = True
     """generation, generative_qa: several examples in a sequence of max_tokens; no example sees another."""
 

@@ -15,6 +15,7 @@ An answer ends with the tokenizer's end-of-document token, which no text can enc
 from collections.abc import Iterable, Sequence
 from typing import Literal, Protocol, TypedDict
 
+from dgpt.data.prompts import is_unicode
 from dgpt.errors import UserError
 
 Role = Literal["system", "user", "assistant"]
@@ -111,6 +112,8 @@ def check(messages: object) -> None:
 def _check_content(name: str, content: object) -> None:
     if not isinstance(content, str) or not content.strip():
         raise _refuse(f"{name} has the content {content!r}", "a content is text, and not blank")
+    if not is_unicode(content):
+        raise _refuse(f"{name} is not valid Unicode: it holds half of a character", "text is Unicode")
     for marker in MARKERS.values():
         if marker in map(str.strip, content.splitlines()):
             raise _refuse(f"{name} has a line '{marker}'", "no line of a message is a marker of the template")

@@ -22,6 +22,13 @@ CLASSES = {
     "classification": "AutoModelForSequenceClassification",
     "extractive_qa": "AutoModelForQuestionAnswering",
 }
+INPUTS = {  # what stands below the example
+    "language_model": "",
+    "classification": "\ndgpt gives it a text, and where there are two: text, end-of-document token, second text. "
+    "`tokenizer(text)` and `tokenizer(text, second)` write just these.\n",
+    "extractive_qa": "\ndgpt gives it: question, end-of-document token, context, end-of-document token. "
+    '`tokenizer(question, context)` writes just that. The last token stands for "no answer".\n',
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,11 @@ class Facts:
         return cls(manifest.step, meta.tokens, meta.loss, meta.data_hash, meta.tokenizer_hash, meta.config)
 
     @property
+    def trained_here(self) -> bool:
+        """Else it was imported."""
+        return self.tokens > 0
+
+    @property
     def task(self) -> Task:
         """What the head is for, if it was fine-tuned; generation needs no other head than a language model's."""
         task: Any = self.settings.get("task") or {}
@@ -51,21 +63,31 @@ class Facts:
 
 def model_card(name: str, title: str, parameters: int, task: Task, facts: Facts) -> str:
     """Markdown with the front matter of the Hugging Face hub. title: the class of transformers."""
-    facts_of_training = {
+    known = {
         "architecture": title,
         "parameters": f"{parameters:,}",
-        "optimizer steps": f"{facts.step:,}",
-        "tokens trained on": f"{facts.tokens:,}",
-        "loss of the last step": "unknown" if facts.loss is None else f"{facts.loss:.4f}",
-        "data (sha256 of the prepared tokens)": facts.data_hash or "unknown",
+        **_of_training(facts),
         "tokenizer (sha256)": facts.tokenizer_hash,
         "written by": f"dgpt {dgpt.__version__}",
     }
-    rows = "\n".join(f"| {key} | {value} |" for key, value in facts_of_training.items())
-    chosen = {name: facts.settings[name] for name in SECTIONS if name in facts.settings}
+    rows = "\n".join(f"| {key} | {value} |" for key, value in known.items())
+    sections = SECTIONS if facts.trained_here else SECTIONS[:1]  # the others would be defaults
+    chosen = {name: facts.settings[name] for name in sections if name in facts.settings}
     settings = "\n".join(f"{key} = {value!r}" for key, value in flat(chosen).items())
     return TEMPLATE.format(name=name, pipeline=PIPELINES[task.kind], rows=rows, settings=settings,
-                           model_class=CLASSES[task.kind])  # fmt: skip
+                           model_class=CLASSES[task.kind], inputs=INPUTS[task.kind])  # fmt: skip
+
+
+def _of_training(facts: Facts) -> dict[str, str]:
+    if not facts.trained_here:
+        return {"training": "elsewhere; `dgpt import` knows nothing of it"}
+    learnt = "training rows" if "task" in facts.settings else "prepared tokens"
+    return {
+        "optimizer steps": f"{facts.step:,}",
+        "tokens trained on": f"{facts.tokens:,}",
+        "loss of the last step": "unknown" if facts.loss is None else f"{facts.loss:.4f}",
+        f"data (sha256 of the {learnt})": facts.data_hash or "unknown",
+    }
 
 
 TEMPLATE = """\
@@ -85,7 +107,7 @@ from transformers import {model_class}, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("{name}")
 model = {model_class}.from_pretrained("{name}")
 ```
-
+{inputs}
 ## Training
 
 | | |

@@ -40,7 +40,7 @@ def write(
     """
     family, task = family_of(config), facts.task
     check_free(folder, facts.step)
-    files, pad_id = tokenizer_files(tokenizer, config.seq_len, chat_template)
+    files, pad_id = tokenizer_files(tokenizer, config.seq_len, task.kind, chat_template)
     if task.kind == "classification" and not task.labels:
         raise UserError("the classifier names no labels", rule="its settings hold the label of each output",
                         fix="export a checkpoint that `dgpt finetune` wrote")  # fmt: skip

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dgpt.checkpoint.format import DTYPE_NAMES, DTYPES
+from dgpt.checkpoint.format import DTYPE_NAMES
 from dgpt.checkpoint.output import Write
 from dgpt.checkpoint.weights import chunks
 from dgpt.errors import UserError
@@ -141,9 +141,7 @@ def _entries(path: Path) -> Iterator[tuple[str, Stored]]:
     with _opened(path) as file:
         for name in file.keys():  # noqa: SIM118  # not a dict
             part = file.get_slice(name)
-            if (dtype := part.get_dtype()) not in DTYPES:
-                raise refuse(path, f"holds '{name}' as {dtype}; weights are {', '.join(DTYPES)}")
-            yield name, Stored(path, dtype, tuple(part.get_shape()))
+            yield name, Stored(path, part.get_dtype(), tuple(part.get_shape()))
 
 
 def _opened(path: Path) -> Any:

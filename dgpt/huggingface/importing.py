@@ -1,15 +1,17 @@
 """A folder of `transformers` becomes a model of dgpt: a folder as `dgpt export --format dgpt` writes it."""
 
+import json
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from dgpt.checkpoint.format import Manifest, Meta, TensorEntry
+from dgpt.checkpoint.format import DTYPES, Manifest, Meta, TensorEntry
 from dgpt.checkpoint.progress import byte_bar
 from dgpt.checkpoint.weights import new_checkpoint, weight_bytes, whole_entry
 from dgpt.config import FinetuneConfig, ModelConfig, RunConfig, TaskConfig, to_toml
+from dgpt.data.huggingface_backend import lossless_settings
 from dgpt.data.tokenizer import Tokenizer, build, load_tokenizer
 from dgpt.errors import UserError
 from dgpt.huggingface.folder import Weights, read_json, refuse
@@ -18,6 +20,8 @@ from dgpt.huggingface.settings import Task, from_json
 from dgpt.huggingface.tensors import Pair, Shape, pairs, shapes
 from dgpt.huggingface.tokenizer import CONFIG, JSON, tokenizer_json
 from dgpt.storage import Place
+
+SPECIALS = "special_tokens_map.json"
 
 
 class Source(NamedTuple):
@@ -68,7 +72,7 @@ def _settings(model: ModelConfig, task: Task) -> RunConfig | FinetuneConfig:
 
 
 def _sources(config: ModelConfig, family: Family, task: Task, weights: Weights) -> dict[str, Source]:
-    """Where each parameter comes from. Raises UserError if a tensor is missing, of another shape, or left over."""
+    """Where each parameter comes from. Raises UserError for a tensor that is missing, of another kind, or left over."""
     ours, names = shapes(config, task.kind, task.outputs), _their_names(family, task, weights)
     sources: dict[str, Source] = {}
     for pair in pairs(config, family, task.kind, task.outputs):
@@ -76,6 +80,8 @@ def _sources(config: ModelConfig, family: Family, task: Task, weights: Weights) 
         if name is None:
             raise refuse(weights.folder, f"has no tensor '{pair.theirs}', which config.json asks for")
         stored = weights.tensors[name]
+        if stored.dtype not in DTYPES:
+            raise refuse(stored.path, f"holds '{name}' as {stored.dtype}; weights are {', '.join(DTYPES)}")
         if stored.shape != pair.shape:
             raise refuse(stored.path, f"holds '{name}' of shape {list(stored.shape)}, and config.json asks for "
                                       f"{list(pair.shape)}")  # fmt: skip
@@ -106,22 +112,38 @@ def read_tokenizer(folder: Path) -> Tokenizer:
                         fix="load the tokenizer with transformers and save it with save_pretrained, which writes the "
                             "file")  # fmt: skip
     content = (folder / JSON).read_bytes()
-    with suppress(UserError, TypeError, OSError):
+    with suppress(UserError, TypeError, ValueError, OSError):
         own = load_tokenizer(folder)
-        if tokenizer_json(own) == content:
+        if _unjoined(tokenizer_json(own)) == _unjoined(content):
             return own
-    return build(JSON, content, _end_token(folder), ())
+    return build(JSON, content, _end_token(folder, content), ())
 
 
-def _end_token(folder: Path) -> str:
-    """The name of the token that ends a text."""
-    settings = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-    token = settings.get("eos_token")
-    name = token.get("content") if isinstance(token, dict) else token
-    if not isinstance(name, str) or not name:
-        raise UserError(f"'{folder / CONFIG}': eos_token = {token!r}", rule="a text ends with a token of its own",
-                        fix=f"set eos_token in {CONFIG} to the name of the model's end token")  # fmt: skip
-    return name
+def _unjoined(tokenizer: bytes) -> dict[str, Any]:
+    """Without its rule for pairs of texts, which dgpt's tasks bring themselves."""
+    return dict(json.loads(tokenizer)) | {"post_processor": None}
+
+
+def _end_token(folder: Path, tokenizer: bytes) -> str:
+    """The name of the token that ends a text; older folders name it in files beside the tokenizer's settings."""
+    named = [_settings_of(folder / name).get("eos_token") for name in (CONFIG, SPECIALS)]
+    for token in named:
+        name = token.get("content") if isinstance(token, dict) else token
+        if name and isinstance(name, str):
+            return name
+    end = _settings_of(folder / "config.json").get("eos_token_id")
+    settings, specials, *_ = lossless_settings(tokenizer, ())
+    names = {i: name for name, i in (settings["model"]["vocab"] | specials).items()}
+    for i in end if isinstance(end, list) else [end]:
+        if isinstance(i, int) and i in names:
+            return str(names[i])
+    raise UserError(f"'{folder / CONFIG}': eos_token = {named[0]!r}, and config.json has eos_token_id = {end!r}",
+                    rule="a text ends with a token of its own",
+                    fix=f"set eos_token in {CONFIG} to the name of the model's end token")  # fmt: skip
+
+
+def _settings_of(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
 
 
 def _with_tokenizer(config: ModelConfig, tokenizer: Tokenizer, folder: Path) -> ModelConfig:

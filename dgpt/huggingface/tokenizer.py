@@ -13,20 +13,24 @@ from dgpt.data.huggingface_backend import lossless_settings
 from dgpt.data.sentencepiece_backend import BPE, BYTE, CONTROL, UNIGRAM, UNKNOWN, USER_DEFINED, lossless_proto
 from dgpt.data.tokenizer import PROBES, SETTINGS_FILE, SPACE, Tokenizer
 from dgpt.errors import UserError
+from dgpt.huggingface.names import HeadKind
 
 JSON, CONFIG = "tokenizer.json", "tokenizer_config.json"
 PADDING = ("<pad>", "<|pad|>", "[PAD]", "<|padding|>", "<unk>")  # which no text encodes to
 NAMED = (UNKNOWN, CONTROL, BYTE)  # pieces whose name is not what a text holds
 UNREACHED = -1e6  # score of a piece that no path through the text's own pieces can be worse than
 CHECKED_TEXTS = 1000
+PAIRS: dict[HeadKind, str] = {"classification": "A|B", "extractive_qa": "A|B|"}  # |: the end of a document
 
 
-def tokenizer_files(tokenizer: Tokenizer, max_tokens: int, chat_template: str = "") -> tuple[dict[str, bytes], int]:
-    """The files of a tokenizer by name, and the id that pads.
+def tokenizer_files(
+    tokenizer: Tokenizer, max_tokens: int, kind: HeadKind = "language_model", chat_template: str = ""
+) -> tuple[dict[str, bytes], int]:
+    """The files of a tokenizer by name, and the id that pads. kind: of the head, which says how a pair is joined.
 
     Text that looks like a special token is text, except under a chat template, which writes the end of an answer so.
     """
-    content = tokenizer_json(tokenizer)
+    content = _with_pairs(tokenizer_json(tokenizer), PAIRS.get(kind, ""), tokenizer)
     specials = {token["content"]: token["id"] for token in json.loads(content)["added_tokens"] if token["special"]}
     pad = next((name for name in PADDING if name in specials), tokenizer.end_of_document)
     end = tokenizer.end_of_document
@@ -38,9 +42,22 @@ def tokenizer_files(tokenizer: Tokenizer, max_tokens: int, chat_template: str = 
         "model_max_length": max_tokens,
         "clean_up_tokenization_spaces": False,
         "split_special_tokens": not chat_template,
+        "model_input_names": ["input_ids", "attention_mask"],  # GPT-2 would add token types to its input
         **({"chat_template": chat_template} if chat_template else {}),
     }
     return {**tokenizer.files(), JSON: content, CONFIG: json_bytes(values)}, specials[pad]
+
+
+def _with_pairs(content: bytes, pair: str, tokenizer: Tokenizer) -> bytes:
+    """A tokenizer.json that joins two texts as the task does in training; a single text stays as it is."""
+    if not pair:
+        return content
+    end = tokenizer.end_of_document
+    pieces = {"|": {"SpecialToken": {"id": end, "type_id": 0}},
+              **{name: {"Sequence": {"id": name, "type_id": 0}} for name in "AB"}}  # fmt: skip
+    rule = {"type": "TemplateProcessing", "single": [pieces["A"]], "pair": [pieces[sign] for sign in pair],
+            "special_tokens": {end: {"id": end, "ids": [tokenizer.eod_id], "tokens": [end]}}}  # fmt: skip
+    return json_bytes(json.loads(content) | {"post_processor": rule})
 
 
 def json_bytes(values: Mapping[str, Any]) -> bytes:

@@ -39,7 +39,8 @@ class Classifier(HeadedGPT):
     def forward(self, tokens: Tensor, ends: Tensor, labels: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """tokens (B, T), padded on the right; ends (B,): place of each last token -> logits (B, L), or the mean loss.
 
-        labels: (B,) int64, weighed by class_weights; with multi_label (B, L) of 0 and 1, the mean over all B * L.
+        labels: (B,) int64, in training weighed by class_weights; with multi_label (B, L) of 0 and 1, the mean over all
+        B * L.
         """
         rows = torch.arange(len(tokens), device=tokens.device)
         logits = self.task_head(self.hidden(tokens)[rows, ends]).float()  # (B, L)
@@ -47,8 +48,8 @@ class Classifier(HeadedGPT):
             return logits  # type: ignore[no-any-return]
         if self.multi_label:
             return F.binary_cross_entropy_with_logits(logits, labels)
-        weights = torch.tensor(self.class_weights, device=logits.device) if self.class_weights else None
-        return F.cross_entropy(logits, labels, weights)
+        weights = self.class_weights if self.training else ()
+        return F.cross_entropy(logits, labels, torch.tensor(weights, device=logits.device) if weights else None)
 
 
 class SpanFinder(HeadedGPT):

@@ -142,6 +142,7 @@ def names_of(row: Row, config: FinetuneConfig) -> tuple[str, ...]:
 def _name(row: Row, value: object, field: str) -> str:
     """Classes are named by text; numbers and true and false stand for their text."""
     if isinstance(value, str | int) and str(value).strip():
+        row.check_unicode(field, str(value))
         return str(value)
     raise row.refuse(f"field '{field}' holds {value!r}", "a class is named by text or a whole number", "name a class")
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dgpt.data.sampler import Integers
+from dgpt.errors import UserError
 from dgpt.model.gpt import GPT
 from dgpt.model.heads import SpanFinder
 from dgpt.tasks import squad
@@ -58,7 +59,10 @@ class ExtractiveQa(Task):
 
     def examples(self, row: Row) -> list[Example]:
         """Every window of the context; those without the first of the right answers learn "no answer"."""
-        query, answers = self.query(row), right_answers(row, self.fields)
+        question = self._question(row)
+        if len(question) > self.longest_question and self.too_long(row, len(question)):
+            return []
+        query, answers = self._query(row, question), right_answers(row, self.fields)
         if not answers:
             return [self._learning(window, None) for window in query.windows]
         text, start = answers[0]
@@ -91,15 +95,43 @@ class ExtractiveQa(Task):
         return tokens, allowed
 
     def query(self, row: Row) -> Query:
-        context = row.text(self.fields.context, "context")
-        question = [*self.tokenizer.encode(row.text(self.fields.question, "question")), self.tokenizer.eod_id]
+        """A question that is too long loses its end."""
+        question = self._question(row)
+        self.cut += len(question) > self.longest_question
+        return self._query(row, question)
+
+    @property
+    def longest_question(self) -> int:
+        """Tokens that leave room for two ends of documents and more than stride_tokens of the context in a window."""
+        return self.max_tokens - self.settings.stride_tokens - 3
+
+    def _question(self, row: Row) -> list[int]:
+        """Raises UserError if no question fits."""
+        ids = self.tokenizer.encode(row.text(self.fields.question, "question"))
+        if self.longest_question < 1:
+            raise self._no_room(row, len(ids), "lower task.stride_tokens")
+        return ids
+
+    def too_long(self, row: Row, length: int) -> bool:
+        """Of a question, for a context is read in windows."""
+        if self.config.data.over_long == "refuse":
+            fix = 'shorten it, lower task.stride_tokens, or set data.over_long="truncate" or "skip"'
+            raise self._no_room(row, length, fix)
+        return super().too_long(row, length)
+
+    def _no_room(self, row: Row, length: int, fix: str) -> UserError:
+        left = max(self.max_tokens - length - 2, 0)
+        return row.refuse(f"the question has {length} tokens and leaves {left} for the context",
+                          f"a window of data.max_tokens, by default the model's seq_len = {self.max_tokens}, "
+                          f"has room for more than task.stride_tokens = {self.settings.stride_tokens} of the context",
+                          fix)  # fmt: skip
+
+    def _query(self, row: Row, question_ids: list[int]) -> Query:
+        if len(question_ids) > self.longest_question:  # cut to half of it, else windows would move token by token
+            question_ids = question_ids[: (self.longest_question + 1) // 2]
+        context, question = row.text(self.fields.context, "context"), [*question_ids, self.tokenizer.eod_id]
         ids = self.tokenizer.encode(context)
         room, stride = self.max_tokens - len(question) - 1, self.settings.stride_tokens
-        if room <= stride:
-            raise row.refuse(f"the question has {len(question) - 1} tokens and leaves {max(room, 0)} for the context",
-                             f"a window of data.max_tokens, by default the model's seq_len = {self.max_tokens}, "
-                             f"has room for more than task.stride_tokens = {stride} of the context",
-                             "shorten the question, or lower task.stride_tokens")  # fmt: skip
         windows = [Window(np.array([*question, *ids[start : start + room], self.tokenizer.eod_id], np.int32), 1.0,
                           len(question), start) for start in window_starts(len(ids), room, stride)]  # fmt: skip
         return Query(windows, context.encode(), self.tokenizer.byte_ends(ids))

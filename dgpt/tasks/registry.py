@@ -39,6 +39,12 @@ def find_labels(config: FinetuneConfig, rows: Sequence[Row]) -> tuple[str, ...]:
     return tuple(sorted(labels, key=lambda name: (not name.lstrip("-").isdecimal(), _as_number(name), name)))
 
 
+def holds_conversations(config: FinetuneConfig, rows: Sequence[Row]) -> bool:
+    """Whether a model for generation learns the chat template, and so is to be asked in it."""
+    messages = config.data.fields.messages
+    return config.task.chat or (config.task.kind == "generation" and any(row.has(messages) for row in rows))
+
+
 def balanced_weights(config: FinetuneConfig, rows: Sequence[Row]) -> tuple[float, ...]:
     """A weight for each class, 1 / (its share * number of classes); a class without examples has the weight 1."""
     if config.task.class_weights == "none":

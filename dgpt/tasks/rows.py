@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dgpt.data.blocks import open_stream
+from dgpt.data.prompts import is_unicode
 from dgpt.data.readers import JSONL_SUFFIXES
 from dgpt.errors import UserError
 
@@ -28,6 +29,9 @@ class Row:
 
     def get(self, field: str, setting: str) -> Any:
         """What `field` holds. Raises UserError if the row does not have it. setting: that names the field."""
+        if field in self.values and not self.has(field):
+            raise self.refuse(f"field '{field}' is null, or a number without a class",
+                              "every row has the fields of its task", "fill it, or leave the row out")  # fmt: skip
         if not self.has(field):
             raise UserError(f"{self.place}: no field '{field}'; it has {', '.join(self.values) or 'none'}",
                             rule="every row has the fields of its task",
@@ -41,10 +45,14 @@ class Row:
             raise self.refuse(f"field '{field}' holds {_shown(value)}", "the field holds text", "write a string there")
         if not value.strip() and not empty:
             raise self.refuse(f"field '{field}' is empty", "an example has some text", "fill it, or leave the row out")
-        if any("\ud800" <= character <= "\udfff" for character in value):
+        self.check_unicode(field, value)
+        return value
+
+    def check_unicode(self, field: str, text: str) -> None:
+        """Raises UserError where `text`, of `field`, cannot be written again."""
+        if not is_unicode(text):
             raise self.refuse(f"field '{field}' is not valid Unicode: half of a character", "text is Unicode",
                               "write the other half as well, or leave it out")  # fmt: skip
-        return value
 
     def nested(self, field: str, setting: str) -> Any:
         """A list or a table in `field`; a CSV file writes it as JSON. Raises UserError if it is missing or no JSON."""
@@ -139,13 +147,17 @@ def read_dataset(name: str, config: str, split: str) -> Iterator[Row]:
                         rule="the name, configuration and split exist, here or on the hub",
                         fix="correct them; without a network, give files as data.train") from None  # fmt: skip
     for number, values in enumerate(rows):
-        yield Row(f"dataset '{name}', split '{split}', row {number}", _with_names(values, rows.features))
+        named = {field: _with_names(value, rows.features[field]) for field, value in values.items()}
+        yield Row(f"dataset '{name}', split '{split}', row {number}", named)
 
 
-def _with_names(values: dict[str, Any], features: Any) -> dict[str, Any]:
-    """Numbers of a ClassLabel as the names that they stand for."""
-    named = {field: kind for field, kind in features.items() if hasattr(kind, "int2str")}
-    return values | {field: kind.int2str(values[field]) for field, kind in named.items() if values[field] is not None}
+def _with_names(value: Any, feature: Any) -> Any:
+    """Numbers of a ClassLabel, also in lists, as the names that they stand for; None for -1, which stands for none."""
+    if hasattr(feature, "int2str"):
+        return feature.int2str(value) if value in range(feature.num_classes) else None
+    if isinstance(value, list) and hasattr(feature, "feature"):
+        return [_with_names(item, feature.feature) for item in value]
+    return value
 
 
 def _shown(value: object) -> str:

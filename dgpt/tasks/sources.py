@@ -1,16 +1,20 @@
 """Where the examples of a fine-tuning come from: rows to learn from, and rows held out."""
 
 import hashlib
+import heapq
 import json
+import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from dgpt.config import TaskDataConfig
 from dgpt.data.blocks import is_held_out
 from dgpt.errors import UserError
 from dgpt.tasks.rows import Row, read_dataset, read_rows
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -29,15 +33,18 @@ class Splits:
         return digest.hexdigest()
 
 
-def read_splits(config: TaskDataConfig) -> Splits:
-    """Read all rows. Raises UserError where a file is missing or damaged, or nothing is left to train on."""
-    train = list(_limited(_train_rows(config), config))
+def read_splits(config: TaskDataConfig, seed: int) -> Splits:
+    """Read all rows, and use data.max_examples of them, drawn by `seed`.
+
+    Raises UserError where a file is missing or damaged, or nothing is left to train on.
+    """
+    train = draw(_train_rows(config), config.max_examples or None, seed)
     held_out = _validation_rows(config)
     if held_out is None:
         validation = [row for row in train if is_held_out(_bytes(row), config.validation_fraction)]
         train = [row for row in train if not is_held_out(_bytes(row), config.validation_fraction)]
     else:
-        validation = list(_limited(held_out, config))
+        validation = draw(held_out, config.max_examples or None, seed)
     if not train:
         raise UserError(f"no example to learn from in '{config.dataset or _file(config, 'train')}'",
                         rule="a fine-tuning has one training example or more",
@@ -65,8 +72,16 @@ def _file(config: TaskDataConfig, split: str) -> Path:
     return Path(named) if named else Path(config.path) / f"{split}.jsonl"
 
 
-def _limited(rows: Iterable[Row], config: TaskDataConfig) -> Iterable[Row]:
-    return islice(rows, config.max_examples) if config.max_examples else rows
+def draw(items: Iterable[Item], count: int | None, seed: int) -> list[Item]:
+    """At most `count` of the items, in their order: the same ones on every rank, and no more than these in memory.
+
+    Not the first ones, which in a file that is sorted by class are all of one class.
+    """
+    if count is None:
+        return list(items)
+    order = random.Random(seed)
+    drawn = heapq.nsmallest(count, enumerate(items), key=lambda _: order.random())
+    return [item for _, item in sorted(drawn, key=lambda pair: pair[0])]
 
 
 def _bytes(row: Row) -> bytes:

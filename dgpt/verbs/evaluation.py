@@ -69,13 +69,13 @@ def _task(options: Namespace) -> "tuple[Found, dict[str, Any]]":
     from dgpt.generate import choose
     from dgpt.tasks.evaluate import evaluate_task
     from dgpt.tasks.rows import read_rows
-    from dgpt.tasks.sources import read_splits
+    from dgpt.tasks.sources import draw, read_splits
 
     found = choose(options.model)
     model = load_finetuned(found.folder)
     data = model.config.data
-    rows = list(read_rows(options.data)) if options.data else read_splits(data).validation
-    rows = rows[: options.limit]
+    rows = list(read_rows(options.data)) if options.data else read_splits(data, model.config.seed).validation
+    rows = draw(rows, options.limit, model.config.seed)
     model.model.to(_dtype(options.dtype))
     scores = evaluate_task(model, rows, batch_size=options.batch_size)
     skipped, cut = model.task.take_counts()

@@ -9,6 +9,7 @@ from dgpt.cli import main
 from dgpt.finetuned import load_finetuned
 from dgpt.outcome import DONE, MISTAKE
 from dgpt.tasks.evaluate import evaluate_task
+from dgpt.train.rows import read_rows as read_metrics
 
 ROWS = [{"text": f"ba fe {n}", "label": "even" if n % 2 == 0 else "odd"} for n in range(24)]
 
@@ -52,6 +53,19 @@ def test_another_file_and_a_part_of_it(finetuned: Path, capsys: pytest.CaptureFi
     capsys.readouterr()
     assert main(["evaluate", str(finetuned / "run"), str(finetuned / "train.jsonl"), "--limit", "3", "--json"]) == DONE
     assert json.loads(capsys.readouterr().out)["rows"] == 3
+
+
+def test_the_loss_is_the_run_s_own_where_classes_are_weighed(finetuned: Path, tmp_path: Path) -> None:
+    train = tmp_path / "train.jsonl"
+    train.write_text("\n".join(json.dumps(row) for n, row in enumerate(ROWS) if n % 2 == 0 or n % 8 == 1))
+    settings = [f'data.train="{train}"', 'task.class_weights="balanced"', f'run_dir="{tmp_path / "run"}"',
+                "training.steps=4", "training.eval_every_steps=4", 'precision.dtype="fp32"', "optimizer.lr=1e-2",
+                "training.micro_batch_size=2"]  # fmt: skip
+    assert main(["finetune", str(finetuned / "task.toml"), *settings]) == DONE
+    (told,) = [row["loss/validation"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")
+               if "loss/validation" in row]  # fmt: skip
+    model = load_finetuned(tmp_path / "run")
+    assert evaluate_task(model, ROWS[16:])["loss"] == pytest.approx(told, rel=1e-5)
 
 
 def test_wishes_that_a_task_does_not_grant(finetuned: Path, capsys: pytest.CaptureFixture[str]) -> None:

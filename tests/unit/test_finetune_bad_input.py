@@ -53,6 +53,8 @@ QA = GOOD["extractive_qa"]
         ("classification", {"sentence": "ba", "label": "x"}, "no field 'text'; it has sentence, label"),
         ("classification", {"text": " ", "label": "x"}, "field 'text' is empty"),
         ("classification", {"text": 7, "label": "x"}, "field 'text' holds 7"),
+        ("classification", {"text": "ba", "label": None}, "field 'label' is null"),
+        ("classification", '{"text": "ba", "label": "\\ud800"}', "field 'label' is not valid Unicode"),
         ("classification", {"text": "ba", "label": [1]}, "field 'label' holds [1]"),
         ("classification", {"text": "ba " * 99, "label": "x"}, "the example has "),
         ("classification", '{"text": "\\ud800", "label": "x"}', "field 'text' is not valid Unicode"),
@@ -65,6 +67,8 @@ QA = GOOD["extractive_qa"]
         ("generation", {"messages": []}, "messages = []"),
         ("generation", {"messages": [{"role": "robot", "content": "ba"}]}, "message 1 of 1 has the role 'robot'"),
         ("generation", {"messages": [{"role": "user", "content": "ba"}]}, "no message of the assistant"),
+        ("generation", '{"messages": [{"role": "assistant", "content": "ba \\udc00"}]}',
+         "message 1 of 1 is not valid Unicode"),
         ("extractive_qa", {**QA, "answers": {"text": ["fe"], "answer_start": [99]}},
          "answer 'fe' at character 99 is outside the context of 9"),
         ("extractive_qa", {**QA, "answers": {"text": ["fe"], "answer_start": [-1]}},
@@ -112,6 +116,12 @@ def test_a_label_that_is_not_known(mistake: Mistake, tmp_path: Path) -> None:
 )
 def test_a_bad_setting(mistake: Mistake, override: str, message: str) -> None:
     assert message in mistake("classification", None, override)
+
+
+def test_updates_of_a_layer_that_the_base_lacks(mistake: Mistake, random_run: Path) -> None:
+    told = mistake("classification", None, "lora.rank=2", 'lora.targets=["attn.q","mlp.gate"]')
+    assert f"lora.targets has 'mlp.gate', and the model of {random_run} has no such layer" in told
+    assert "the layers are attn.q, attn.k, attn.v, attn.proj, mlp.up, mlp.down\n" in told
 
 
 def test_a_tokenizer_that_is_not_the_base_s(mistake: Mistake, random_run: Path, tmp_path: Path) -> None:

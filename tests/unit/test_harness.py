@@ -141,6 +141,20 @@ def test_generate_until(model: HarnessModel) -> None:
     assert len(texts) == 3
 
 
+def test_half_of_the_context_is_for_the_prompt_and_what_is_cut_is_told(
+    model: HarnessModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the harness's own 256 new tokens, more than this model reads at all."""
+    long, room = "ba fe dio " * 60, model.max_length // 2
+    (text,) = model.generate_until([request("generate_until", long, {"until": []})], disable_tqdm=True)
+    prompt = model.tok_encode(long)[-room:]
+    (expected,) = generate_texts(model.model, model.tokenizer, [prompt], Sampling(256, temperature=0))
+    assert (text, len(prompt)) == (expected.text, 48)
+    assert capsys.readouterr().err.startswith("cut 1 of 1 prompts at their beginning")
+    model.generate_until([request("generate_until", "ba fe", {"until": []})], disable_tqdm=True)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_conversation_becomes_the_ids_of_the_template(model: HarnessModel) -> None:
     talk: list[Message] = [{"role": "user", "content": "ba"}, {"role": "assistant", "content": "fe"},
                            {"role": "user", "content": "dio"}]  # fmt: skip

@@ -15,6 +15,7 @@ from dgpt.config import FinetuneConfig, TaskConfig
 from dgpt.finetuned import load_finetuned
 from dgpt.generate import load_model
 from dgpt.outcome import DONE
+from dgpt.tasks.rows import Row
 
 LABELS = ("bad", "good", "so so")
 TOKENS = torch.randint(3, 300, (3, 17), generator=torch.Generator().manual_seed(0))
@@ -36,6 +37,7 @@ def there_and_back(run: Path, tmp_path: Path) -> tuple[Any, Any]:
     expected = dict(before.model.named_parameters())
     for name, tensor in after.model.named_parameters():
         assert torch.equal(tensor, expected[name][: len(tensor)])
+    assert before.tokenizer.hash == after.tokenizer.hash
     return before.model, after.model
 
 
@@ -65,12 +67,29 @@ def test_a_span_finder_scores_each_place(shape: str, make_run: Any, tmp_path: Pa
     torch.testing.assert_close(ours(TOKENS, allowed), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_two_texts_become_the_ids_that_the_task_reads(make_run: Any, tmp_path: Path) -> None:
+    first, second = "ba fe <|endoftext|>?", "  fe dio, ba"
+    asked = {"classification": {"text": first, "text_pair": second},
+             "extractive_qa": {"question": first, "context": second}}  # fmt: skip
+    for kind, row in asked.items():
+        run = make_run(1, TaskConfig.model_validate({"kind": kind, "labels": LABELS, "stride_tokens": 4}))
+        assert main(["export", str(run), str(tmp_path / kind)]) == DONE
+        theirs, model = transformers.AutoTokenizer.from_pretrained(tmp_path / kind), load_finetuned(run)
+        query: Any = model.task.query(Row("", row))
+        expected = query if kind == "classification" else query.windows[0].ids
+        assert theirs(first, second).input_ids == expected.tolist()
+        assert theirs(first).input_ids == model.tokenizer.encode(first)
+        assert theirs(first, second).keys() == {"input_ids", "attention_mask"}
+        assert "`tokenizer(" in (tmp_path / kind / "README.md").read_text()
+
+
 @torch.no_grad()
-def test_a_model_tuned_to_write_has_a_chat_template(make_run: Any, tmp_path: Path) -> None:
-    run = make_run(1, TaskConfig(kind="generation"))
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_model_tuned_on_conversations_has_a_chat_template(make_run: Any, tmp_path: Path, chat: bool) -> None:
+    run = make_run(1, TaskConfig(kind="generation", chat=chat))
     assert main(["export", str(run), str(tmp_path / "hf")]) == DONE
     settings = json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())
-    assert "<|assistant|>" in settings["chat_template"]
+    assert ("<|assistant|>" in settings.get("chat_template", "")) == chat
     theirs = load(transformers.AutoModelForCausalLM, tmp_path / "hf")
     torch.testing.assert_close(load_model(run)[0](TOKENS)[..., :300], theirs(TOKENS).logits, atol=1e-5, rtol=1e-5)
 

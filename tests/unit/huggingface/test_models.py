@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dgpt import export as exporting
 from dgpt.cli import main
+from dgpt.config import TaskConfig
 from dgpt.data.tokenizer import Tokenizer, load_tokenizer
 from dgpt.generate import load_model
 from dgpt.model.generate import generate_texts
@@ -163,6 +164,18 @@ def test_a_card_states_the_facts_and_no_paths(make_run: Any, tmp_path: Path) -> 
         assert fact in card
     assert "run_dir" not in card
     assert "data/" not in card
+
+
+def test_a_card_knows_nothing_of_a_training_elsewhere_and_names_rows_as_rows(make_run: Any, tmp_path: Path) -> None:
+    ours = import_(export(make_run(), tmp_path / "hf"), tmp_path / "ours")
+    card = (export(ours, tmp_path / "again") / "README.md").read_text()
+    assert "| training | elsewhere; `dgpt import` knows nothing of it |" in card
+    assert "model.n_embd = 32" in card
+    for unknown in ("optimizer", "tokens trained on", "sha256 of the prepared tokens", "schedule.", "training."):
+        assert unknown not in card
+    tuned = make_run(1, TaskConfig(kind="generation"))
+    card = (export(tuned, tmp_path / "tuned") / "README.md").read_text()
+    assert "| data (sha256 of the training rows) | " + "d" * 64 in card
 
 
 def test_an_imported_model_is_what_every_verb_takes(

@@ -82,7 +82,7 @@ def source(request: pytest.FixtureRequest, texts: list[str]) -> Tokenizer:
 
 
 def load(tokenizer: Tokenizer, folder: Path, template: str = "") -> Any:
-    for name, content in tokenizer_files(tokenizer, 64, template)[0].items():
+    for name, content in tokenizer_files(tokenizer, 64, chat_template=template)[0].items():
         (folder / name).write_bytes(content)
     return transformers.AutoTokenizer.from_pretrained(folder)
 

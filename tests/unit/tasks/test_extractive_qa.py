@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dgpt.data.tokenizer import Tokenizer
+from dgpt.errors import UserError
 from dgpt.tasks.base import Task
 from dgpt.tasks.extractive_qa import Candidate, Query, Window, best_span, window_starts
 from dgpt.tasks.rows import Row
@@ -65,6 +66,25 @@ def test_without_an_answer_the_last_token_is_learnt(make_task: MakeTask, tokeniz
         assert answers[b].tolist() == [window.length - 1] * 2
         assert tokens[b, place] == tokenizer.eod_id
         assert allowed[b].nonzero().flatten().tolist() == [*range(window.first, window.length)]
+
+
+@pytest.mark.parametrize("rule", ["refuse", "skip", "truncate"])
+def test_a_question_that_leaves_no_room_goes_by_the_rule(make_task: MakeTask, rule: str, tokenizer: Tokenizer) -> None:
+    task = make_task("extractive_qa", data={"over_long": rule}, stride_tokens=20)
+    long = row(context=CONTEXT, question="ba " * 99, answers={"text": [], "answer_start": []})
+    if rule == "refuse":
+        with pytest.raises(UserError, match=r"line 7: the question has .* tokens and leaves 0 for the context"):
+            task.examples(long)
+    windows = task.examples(long) if rule != "refuse" else []
+    assert bool(windows) == (rule == "truncate")
+    assert task.take_counts() == {"refuse": (0, 0), "skip": (1, 0), "truncate": (0, 1)}[rule]
+    query = task.query(long)  # who asks a trained model gets an answer
+    assert task.take_counts() == (0, 1)
+    for window in (*windows, *query.windows):
+        assert len(window.ids) <= task.max_tokens == 96
+        assert isinstance(window, Window)
+        assert window.ids[: window.first].tolist() == [*tokenizer.encode("ba " * 99)[:37], tokenizer.eod_id]
+    assert query.windows[1].offset == 96 - 37 - 2 - 20
 
 
 def test_the_best_span_is_the_best_of_all() -> None:
