@@ -12,6 +12,14 @@ from dgpt.data.prepare import prepare
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmn" for b in ("a", "e", "io", "ou") for c in ("", "s", "ren", "_x", "12")]
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests have measured. Here, as the main process of pytest-xdist loads no other conftest."""
+    for report in terminalreporter.getreports("passed"):
+        for name, line in report.user_properties if report.when == "call" else ():
+            if name == "figure":
+                terminalreporter.write_line(str(line))
+
+
 TOGETHER = ("distributed", "slurm")  # in one worker of pytest-xdist, and first: they take longest
 
 

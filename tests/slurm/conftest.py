@@ -1,4 +1,4 @@
-"""A cluster for each test, with the check that the test left nothing in it, and what the scenarios measured."""
+"""A cluster for each test, with the check that the test left nothing in it."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -12,20 +12,11 @@ from cluster import Cluster, wait_for
 from hosts import Hosts
 from jobs import RUN, Figure, Job, submit
 
-FIGURE = "figure"
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for report in terminalreporter.getreports("passed"):
-        for name, line in report.user_properties if report.when == "call" else ():
-            if name == FIGURE:
-                terminalreporter.write_line(line)
-
 
 @pytest.fixture
 def figure(record_property: Callable[[str, object], None]) -> Figure:
-    """Print a measurement at the end of the session: what, and seconds."""
-    return lambda what, seconds: record_property(FIGURE, f"tests/slurm: {what}: {seconds:.1f} s")
+    """Print a measurement at the end of the session (tests/conftest.py): what, and seconds."""
+    return lambda what, seconds: record_property("figure", f"tests/slurm: {what}: {seconds:.1f} s")
 
 
 def require(flavour: type[Cluster]) -> None:
