@@ -12,8 +12,8 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from unittest.mock import patch
@@ -103,15 +103,21 @@ def _run(arguments: Sequence[str], relay: Relay) -> Verdict:
 def launch(command: Namespace, workers: list[SubprocessHandler]) -> None:
     """torchrun.run, which adds to `workers`, but that the agent asks less.
 
-    No GPU: torch 2.13 would, for the NUMA nodes, and so spoil the fork. And not the first node, ten times a second,
-    whether other nodes wait to join, where none can: when that node has ended, the answer is an error, or a minute's
-    silence, in place of how the workers here ended.
+    No GPU: torch 2.13 would, for the NUMA nodes, and so spoil the fork. And the first node no more than it has to.
     """
     with patch.object(torch.cuda, "is_available", lambda: False):
         config, entrypoint, given = torchrun.config_from_args(command)
-    ask = DynamicRendezvousHandler.num_nodes_waiting if command.max_restarts else lambda self: 0
-    with forking(workers), patch.object(DynamicRendezvousHandler, "num_nodes_waiting", ask):
+    with forking(workers), nullcontext() if command.max_restarts else _meeting_once():
         elastic_launch(config, entrypoint)(*given)
+
+
+@contextmanager
+def _meeting_once() -> Iterator[None]:
+    """Without restarts the nodes meet once. torchrun asks the first one ten times a second whether more wait to join,
+    and tells it in the end that none may: when it has gone, or cannot be reached, the answer is an error, or minutes of
+    silence, in place of how the workers here ended."""
+    with patch.multiple(DynamicRendezvousHandler, num_nodes_waiting=lambda self: 0, shutdown=lambda self: True):
+        yield
 
 
 def _end(verdict: Verdict) -> int:

@@ -167,14 +167,19 @@ def test_two_nodes_reduce_together_and_a_signal_to_one_stops_both(tmp_path: Path
         assert [end(node)[0] for node in nodes] == [75, 75]
 
 
-def test_a_node_says_how_its_rank_ended_though_the_first_node_has_gone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP], ids=["gone", "silent"])
+def test_a_node_says_how_its_rank_ended_though_the_first_node_does_not_answer(
+    tmp_path: Path, fault: signal.Signals
+) -> None:
     with two_nodes(tmp_path) as (first, second):
         (rank,) = psutil.Process(second.pid).children()
         rank.suspend()  # it shall not see that the other has gone
-        first.kill()
+        first.send_signal(fault)
         time.sleep(1)  # in which the agent looks ten times at its rank, and at nothing else
         rank.kill()
+        killed = time.monotonic()
         code, errors = end(second)
+    assert time.monotonic() - killed < 20
     assert code == 1
     *_, last = errors.splitlines()
     assert re.fullmatch(rf"dgpt: rank 1 on \S+ \(process {rank.pid}\) was killed by SIGKILL", last), errors
