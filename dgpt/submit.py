@@ -131,7 +131,8 @@ def limit_seconds(text: str) -> int | None:
     parts = clock.split(":")
     if not text or text.upper() in ("UNLIMITED", "INFINITE"):
         return None
-    if len(parts) > 3 or not all(part.isdecimal() for part in (*parts, *([days] if dash else []))):
+    fields = (*parts, *([days] if dash else []))
+    if len(parts) > 3 or not all(part.isdecimal() and len(part) < 7 for part in fields):
         raise UserError(f"--time = {text} is no time", rule="minutes, minutes:seconds, hours:minutes:seconds, or with "
                         "days-hours[:minutes[:seconds]]", fix="write for example --time 24:00:00")  # fmt: skip
     numbers = [int(part) for part in parts]

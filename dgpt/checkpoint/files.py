@@ -229,8 +229,10 @@ def _clean(root: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
         else:
             old.rename(final)
-    for unfinished in root.glob("step_*.tmp-*/"):
+    for unfinished in root.glob("step_*.tmp-*"):
         doomed = unfinished.with_name(f"{unfinished.name.partition('.')[0]}.tmp-deleted-{uuid4().hex}")
         with suppress(FileNotFoundError):
             unfinished.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
+        with suppress(OSError):
+            doomed.unlink(missing_ok=True)  # a file that stood where a checkpoint was to be

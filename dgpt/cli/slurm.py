@@ -21,7 +21,7 @@ def _submit(subparsers: Verbs) -> None:
     parser.add_argument("--cpus-per-task", type=positive, metavar="C", help="CPUs of each node for the run")
     for name, what in (("time", "24:00:00"), ("partition", "NAME"), ("account", "NAME"), ("qos", "NAME"),
                        ("constraint", "FEATURES"), ("exclude", "NODES"), ("dependency", "afterok:ID"),
-                       ("array", "1-10%%1")):  # fmt: skip
+                       ("array", "1-10%1")):  # fmt: skip
         parser.add_argument(f"--{name}", metavar=what, help="as in sbatch(1)")
     parser.add_argument("--container", metavar="IMAGE", help="run the ranks in it: a .sif file, or an image for pyxis")
     parser.add_argument("--sbatch-arg", action="append", default=[], metavar="OPTION", help="any other; repeatable")

@@ -11,6 +11,8 @@ from dgpt.model.gpt import GPT
 from dgpt.model.sampling import Sampling
 from dgpt.model.text_stream import TextStream
 
+MOST = 10**6  # samples, or sequences at once
+
 Prompt = str | Sequence[int]  # text, or its token ids
 
 
@@ -147,9 +149,10 @@ def generate(
 
 
 def check_count(name: str, count: int) -> None:
-    """Raise UserError for a number below 1."""
-    if count < 1:
-        raise UserError(f"{name} = {count} cannot be used", rule=f"{name} is at least 1", fix=f"set {name} to 1")
+    """Raise UserError for a number that nobody means."""
+    if not 1 <= count <= MOST:
+        raise UserError(f"{name} = {count} cannot be used", rule=f"{name} is from 1 to {MOST:,}",
+                        fix=f"set {name} to 1")  # fmt: skip
 
 
 def check_prompt(name: str, prompt: Sequence[int], seq_len: int, vocab_size: int) -> None:

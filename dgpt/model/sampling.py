@@ -31,7 +31,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         rules = (
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1", "64"),
+            ("max_new_tokens", 1 <= self.max_new_tokens <= 10**6, "from 1 to 1,000,000", "64"),
             ("temperature", 0 <= self.temperature < math.inf, "0 (greedy) or more, and finite", "1.0, or 0 for greedy"),
             ("top_k", self.top_k >= 0, "0 (off) or more", "50, or 0 to turn it off"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1 (off)", "0.95, or 1 to turn it off"),

@@ -128,6 +128,8 @@ def test_a_run_folder_without_a_whole_checkpoint(mistake: Mistake, trained: Path
         (("--top-p", "0"), "top_p = 0.0 cannot be used"),
         (("--top-k", "-2"), "top_k = -2 cannot be used"),
         (("--samples", "0"), "samples = 0 cannot be used"),
+        (("--samples", "1000000000"), "samples = 1000000000 cannot be used"),
+        (("--max-new-tokens", "9" * 20), "max_new_tokens = 99999999999999999999"),
         (("--batch-size", "0"), "batch_size = 0 cannot be used"),
         (("--max-new-tokens", "0"), "max_new_tokens = 0 cannot be used"),
         (("--stop", ""), "stop string '' is empty"),

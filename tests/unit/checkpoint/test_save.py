@@ -266,3 +266,11 @@ def test_tensors_on_a_gpu_are_copied_before_save_returns(gate, tmp_path, topolog
 def test_attempt_that_cannot_be_a_name_is_refused(tmp_path, topology):
     with pytest.raises(ValueError, match=r"attempt = '\.\./x' is not"):
         Checkpointer(tmp_path, 0, topology(1, 1, 1).mesh, "../x")
+
+
+def test_a_file_that_stood_where_a_checkpoint_was_to_be_is_cleaned_up(tmp_path, topology, job, state):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step_00000001").write_text("in the way")
+    job(topology(1, 1, 1)).save(1, state(seed=1))
+    again = job(topology(1, 1, 1), attempt="a2")
+    assert (again.steps, again.leftovers) == ([1], [])
