@@ -23,8 +23,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 TOGETHER = ("distributed", "slurm")  # in one worker of pytest-xdist, and first: they take longest
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests share a worker: those of a file, and all that start many processes of their own."""
+    """Say which tests share a worker: those of a file, and all that start many processes of their own.
+
+    Before pytest-xdist asks, which would else deal the tests out one by one.
+    """
 
     def folder(item: pytest.Item) -> str:
         return item.path.relative_to(Path(__file__).parent).parts[0]
