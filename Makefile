@@ -52,7 +52,7 @@ slurm:
 	sh tests/slurm/install.sh
 
 test: lint slurm
-	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest
 
 test-slurm: $(VENV)/installed-dev slurm
 	$(BIN)/pytest tests/slurm -m ""

@@ -13,29 +13,11 @@ WORDS = [f"{a}{b}{c}" for a in "bdfgklmn" for b in ("a", "e", "io", "ou") for c 
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what tests have measured. Here, as the main process of pytest-xdist loads no other conftest."""
+    """Print what tests have measured."""
     for report in terminalreporter.getreports("passed"):
         for name, line in report.user_properties if report.when == "call" else ():
             if name == "figure":
                 terminalreporter.write_line(str(line))
-
-
-TOGETHER = ("distributed", "slurm")  # in one worker of pytest-xdist, and first: they take longest
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests share a worker: those of a file, and all that start many processes of their own.
-
-    Before pytest-xdist asks, which would else deal the tests out one by one.
-    """
-
-    def folder(item: pytest.Item) -> str:
-        return item.path.relative_to(Path(__file__).parent).parts[0]
-
-    items.sort(key=lambda item: folder(item) not in TOGETHER)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(folder(item) if folder(item) in TOGETHER else str(item.path)))
 
 
 @pytest.fixture(scope="session")
