@@ -130,9 +130,9 @@ def _lead(job: Job, part: Part) -> Outcome:
 
 
 def prune_after(job: Job, outcome: Outcome) -> str | None:
-    """On rank 0, after a save: no rank waits for it. Returns what went wrong."""
+    """On rank 0, after a save without any trouble: no rank waits for it. Returns what went wrong."""
     try:
-        if outcome.error is None and (job.writer is None or job.writer.held()):
+        if outcome == Outcome(None) and (job.writer is None or job.writer.held()):
             prune(job.root, job.step, job.keep_last, job.keep_every, job.attempt, in_use=job.in_use, judge=job.judge)
     except Exception as error:
         return f"an old checkpoint could not be deleted: {error}"
