@@ -6,9 +6,9 @@
 Warm processes, one thread each, take turns: A B C, C B A, ... A number is the median over the rounds, a ratio the
 median of the ratios within a round. plain_write and plain_read are sequential writes and reads of as many bytes by as
 many processes, with sha256, and with fsync. Cold: the files were dropped from the page cache before (posix_fadvise);
-warm: they were read before. A stall stands beside one memory copy of the rank's state, just before or just after dgpt's
-save, in turn. DCP has its defaults (it syncs its files, hashes nothing, unpickles its metadata) and keeps its host
-buffers from save to save, as dgpt does.
+warm: they were read before. A save ends when the checkpoint is there under its name. A stall stands beside one memory
+copy of the rank's state, just before or just after dgpt's save, in turn. DCP has its defaults (it syncs its files,
+hashes nothing, unpickles its metadata) and keeps its host buffers from save to save, as dgpt does.
 Memory comes from fresh processes, one for each operation: the peak above what the rank held before, its state included.
 """
 
@@ -153,6 +153,9 @@ def report(rounds: list[dict[Arm, list[Done]]], bars: list[Bar]) -> Iterator[str
         name, peer = (bar.over, bar.under) if bar.under else (f"stall of {bar.over}", "one memory copy")
         yield (f"| {name} | {over:.3f} | {peer} | {under:.3f} | {_cache(bar.over)} | {ratio:.2f} | {span} | "
                f"{bar.verdict(ratio)} |")  # fmt: skip
+    for arm in (arm for arm in rounds[0] if arm.operation == "save"):
+        after = statistics.median(max(rank.after for rank in done[arm]) for done in rounds)
+        yield f"\nafter the commit of {arm} its files are read back, in {after:.3f} s"
 
 
 def memory(bench: Bench, many: Topology) -> Iterator[str]:

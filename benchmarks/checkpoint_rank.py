@@ -44,12 +44,14 @@ class Job:
 class Done:
     """One operation of one rank. stall: how long the caller was kept, where the rest went on in the background.
 
-    copy: seconds of one memory copy of the rank's state, just before or just after, in turn.
+    copy: seconds of one memory copy of the rank's state, just before or just after, in turn. after: seconds from the
+    commit of a save until its files were read back.
     """
 
     seconds: float
     stall: float
     copy: float
+    after: float
     peak_bytes: int  # above what the process held before
     state_bytes: int  # of this rank
 
@@ -101,17 +103,19 @@ class Rank:
         began = time.perf_counter()
         stalled = getattr(self, operation)(argument)
         ended = time.perf_counter()
+        self.saver.wait()
+        after = time.perf_counter() - ended
         held = peak(CPU) - before
         if copies and not copy:
             copy = self._copy()
         if check and not all(f.tensor.equal(expected(f)) for f in self.fragments):
             raise ValueError(f"{operation} {argument} did not give back what was saved")
-        return Done(ended - began, (stalled or ended) - began, copy, held, self.bytes)
+        return Done(ended - began, (stalled or ended) - began, copy, after, held, self.bytes)
 
     def save(self, step: int) -> float:
         self.saver.save(step, self.fragments, self._meta)
         stalled = time.perf_counter()
-        self.saver.wait()
+        self.saver.wait_for_save()  # until the commit
         if self.saver.saved_step != step:
             raise ValueError(f"step {step} was not saved")
         return stalled

@@ -81,7 +81,7 @@ class Run:
         self.resumed = resume(setup, self.engine, runtime)
         self.start_step = self.resumed.step if self.resumed else 0
         if self.resumed:
-            self.checkpointer.in_use, self.checkpointer.damaged = self.resumed.folder, self.resumed.damaged
+            self.checkpointer.continues(self.resumed.folder, self.resumed.damaged)
 
     # What a kind of run has of its own.
 

@@ -12,96 +12,21 @@ one that lost the lease either sees it when it asks, just before its rename, or 
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from errno import ENOSPC
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
 import torch
 from pydantic import ValidationError
 
 import dgpt
 from dgpt.checkpoint import files
-from dgpt.checkpoint.format import (
-    FORMAT,
-    MANIFEST,
-    MANIFEST_HASH,
-    CheckpointError,
-    FileEntry,
-    Manifest,
-    MeshEntry,
-    Meta,
-)
-from dgpt.checkpoint.layout import Layout, Part, merge
-from dgpt.checkpoint.prune import prune
-from dgpt.checkpoint.read import check_size, read_manifest
-from dgpt.storage import Place
-
-
-class Writer(Protocol):
-    """The right to commit (dgpt.lease.Lease)."""
-
-    epoch: int
-
-    def held(self) -> bool: ...
-
-
-Damaged = Mapping[Place, str]  # what this start of the run could not load, and why
-Known = dict[Path, dict[str, int]]  # the files and sizes of checkpoints whose manifests this process has seen
-
-
-@dataclass(frozen=True)
-class Job:
-    """One save of one rank."""
-
-    root: Path  # run_dir/checkpoints
-    step: int
-    attempt: str
-    rank: int
-    mesh: MeshEntry
-    meta: Meta
-    layout: Layout
-    stall_seconds: float
-    keep_last: int
-    keep_every: int
-    in_use: Place | None = None  # never pruned
-    damaged: Damaged = field(default_factory=dict)
-    known: Known = field(default_factory=dict)
-    writer: Writer | None = None  # of rank 0
-    begun: float = field(default_factory=time.monotonic)  # seconds
-
-    @property
-    def final(self) -> Path:
-        return files.step_folder(self.root, self.step)
-
-    @property
-    def folder(self) -> Path:
-        return self.final.with_name(f"{self.final.name}.tmp-{self.attempt}")
-
-    def judge(self, folder: Path) -> str | None:
-        """What is wrong with a checkpoint, None if nothing. A manifest, which may be long, is read only once."""
-        if folder in self.damaged and folder not in self.known:  # known since: it was replaced by a whole one
-            return self.damaged[folder]
-        try:
-            if folder not in self.known:
-                self.known[folder] = {file.name: file.size for file in read_manifest(folder).files}
-            for name, size in self.known[folder].items():
-                check_size(folder / name, size)
-        except CheckpointError as error:
-            return error.summary
-        return None
-
-    def report_path(self, rank: int) -> Path:
-        return self.folder / f"rank_{rank:05d}.json"
-
-
-class Outcome(NamedTuple):
-    error: str | None  # why the checkpoint does not exist; None: it is committed
-    warning: str | None = None
+from dgpt.checkpoint.format import FORMAT, MANIFEST, MANIFEST_HASH, FileEntry, Manifest
+from dgpt.checkpoint.job import MAX_FAILURES, Job, Outcome
+from dgpt.checkpoint.layout import Part, merge
 
 
 def write_and_commit(job: Job, content: memoryview) -> Outcome:
@@ -111,7 +36,8 @@ def write_and_commit(job: Job, content: memoryview) -> Outcome:
     """
     try:
         part = _write_part(job, content)
-        return _follow(job, part) if job.rank else _lead(job, part)
+        outcome = _follow(job, part) if job.rank else _lead(job, part)
+        return outcome._replace(file=part.file)
     except Exception as error:  # a file system that fails in the middle of a wait, no memory, no more threads
         return Outcome(f"rank {job.rank}: {error}")
 
@@ -129,30 +55,21 @@ def _lead(job: Job, part: Part) -> Outcome:
     return Outcome(None, problem) if problem and _committed(job) else Outcome(problem)
 
 
-def prune_after(job: Job, outcome: Outcome) -> str | None:
-    """On rank 0, after a save without any trouble: no rank waits for it. Returns what went wrong."""
-    try:
-        if outcome == Outcome(None) and (job.writer is None or job.writer.held()):
-            prune(job.root, job.step, job.keep_last, job.keep_every, job.attempt, in_use=job.in_use, judge=job.judge)
-    except Exception as error:
-        return f"an old checkpoint could not be deleted: {error}"
-    return None
-
-
 def _write_part(job: Job, content: memoryview) -> Part:
-    path, layout = job.folder / f"rank_{job.rank:05d}.safetensors", job.layout
+    path = job.folder / job.file_name
     try:
+        if (wrong := job.ledger.wrong) >= MAX_FAILURES:
+            raise OSError(f"the last {wrong} files came back from the disk other than they were written")
         job.folder.mkdir(parents=True, exist_ok=True)
         _check_space(job, len(content))
         size, digest = files.write_hashed(path, [content])
-        if not files.gives_back(path, content):
-            raise OSError("the disk gives back other bytes than were written")
     except Exception as error:
         with suppress(OSError):
             path.unlink()  # on a full disk this makes room for the report
-        return Part(rank=job.rank, error=f"rank {job.rank} could not write {path.name}: {error}")
-    entry = FileEntry(name=path.name, size=size, sha256=digest, fragments=layout.table)
-    return layout.part(job.rank, entry)
+        reason = f"rank {job.rank} could not write {path.name}: {error}"
+        return Part(rank=job.rank, error=reason, read_back=job.ledger.own)
+    entry = FileEntry(name=path.name, size=size, sha256=digest, fragments=job.layout.table)
+    return job.layout.part(job.rank, entry, job.ledger.own)
 
 
 def _check_space(job: Job, size: int) -> None:
@@ -167,6 +84,7 @@ def _check_space(job: Job, size: int) -> None:
 def _commit(job: Job, own: Part) -> str | None:
     try:
         parts = _collect(job, own)
+        job.ledger.learn(job.root, [part.read_back for part in parts])
         errors = [part.error for part in parts if part.error]
         if not errors:
             _publish(job, parts)
@@ -200,7 +118,8 @@ def _collect(job: Job, own: Part) -> list[Part]:
 
 def _publish(job: Job, parts: list[Part]) -> None:
     """Manifest last, then the rename that makes the checkpoint exist. Raises ValueError if coverage is not exact."""
-    content = _manifest(job, parts).model_dump_json().encode()
+    manifest = _manifest(job, parts)
+    content = manifest.model_dump_json().encode()
     for part in parts:
         if part.file and files.opened_size(job.folder / part.file.name) != part.file.size:
             raise OSError(f"{part.file.name} does not have the {part.file.size} bytes that rank {part.rank} wrote")
@@ -210,7 +129,7 @@ def _publish(job: Job, parts: list[Part]) -> None:
     files.sync_folder(job.folder)
     if job.writer and not job.writer.held():
         raise OSError("this job may no longer be the one that writes to the run folder")
-    job.known[job.final] = {part.file.name: part.file.size for part in parts if part.file}
+    job.ledger.committed(job.final, manifest)
     files.replace_folder(job.folder, job.final, job.attempt)
 
 
@@ -272,7 +191,7 @@ def _patience(look: Callable[[], object], stall_seconds: float) -> Iterator[None
 
 
 def _signs_of_rank_0(job: Job) -> tuple[int, ...]:
-    """It writes its own file first and reads it back, and then touches the folder while it waits for reports."""
+    """It writes its own file first, and then touches the folder while it waits for reports."""
     with suppress(OSError):
         file = (job.folder / "rank_00000.safetensors").stat()
         return job.folder.stat().st_mtime_ns, file.st_mtime_ns, file.st_size
@@ -280,7 +199,7 @@ def _signs_of_rank_0(job: Job) -> tuple[int, ...]:
 
 
 def _signs(folder: Path) -> tuple[int, int]:
-    """Of ranks that write, or that read back what they wrote: bytes, and when a file was last touched."""
+    """Of ranks that write: bytes, and when a file was last touched."""
     with suppress(OSError), os.scandir(folder) as entries:
         states = [entry.stat(follow_symlinks=False) for entry in entries]
         return sum(state.st_size for state in states), max((state.st_mtime_ns for state in states), default=0)

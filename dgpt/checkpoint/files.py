@@ -15,13 +15,11 @@ from stat import S_ISREG
 from typing import BinaryIO, TypeVar, cast
 from uuid import uuid4
 
-import numpy as np
-
+from dgpt.checkpoint.hashed import HashedReader, piece_bytes
 from dgpt.errors import StorageError, UserError
 from dgpt.storage import Place, RemotePath
 
 CHUNK_BYTES = 8 << 20
-READ_BYTES = 1 << 20  # stays in the cache of a core until it is hashed or compared
 PAGE_BYTES = 4096
 SYNC_BYTES = 1 << 30
 FOLDER = "checkpoints"  # in the run folder
@@ -146,37 +144,21 @@ def open_regular(path: Place) -> BinaryIO:
 
 def hash_file(path: Place, advance: Callable[[int], None] = lambda _: None) -> str:
     """sha256 of a file; `advance` hears the bytes of each chunk."""
-    digest = hashlib.sha256()
     with open_regular(path) as file:
-        buffer = memoryview(bytearray(min(READ_BYTES, file.seek(0, os.SEEK_END) + 1)))
-        file.seek(0)
-        while count := file.readinto(buffer):  # type: ignore[attr-defined]
-            digest.update(buffer[:count])
-            advance(count)
-    return digest.hexdigest()
+        return HashedReader(file, piece_bytes(path), hashlib.sha256(), advance).hexdigest()
 
 
-def gives_back(path: Path, content: memoryview) -> bool:
-    """Whether a file is read as these bytes; compared, which is several times as fast as a second hash."""
-    expected, buffer = np.frombuffer(content, np.uint8), np.empty(READ_BYTES, np.uint8)
+def hash_on_disk(path: Path) -> str:
+    """sha256 of a file as the disk gives it back, where the system can forget it first; it does not stay in memory."""
     with open_regular(path) as file:
-        _forget_pages(file)  # what comes from memory says nothing of the disk
-        for start in range(0, len(expected), READ_BYTES):
-            part = expected[start : start + READ_BYTES]
-            found = buffer[: len(part)]
-            if file.readinto(found.data) != len(part) or not np.array_equal(found, part):  # type: ignore[attr-defined]
-                return False
-            if start % SYNC_BYTES == 0:
-                os.utime(path)  # a sign of life for the other ranks
-                _forget_pages(file)  # the room is for the training data
-        _forget_pages(file)
-        return not file.read(1)
 
+        def forget(_: int = 0) -> None:
+            """Drop what was read from the page cache; before anything was, the whole file."""
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), 0, file.tell(), os.POSIX_FADV_DONTNEED)
 
-def _forget_pages(file: BinaryIO) -> None:
-    """Drop a file that is on the disk from the page cache, where the system can."""
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        forget()
+        return HashedReader(file, piece_bytes(path), hashlib.sha256(), forget).hexdigest()
 
 
 def replace_folder(new: Path, final: Path, attempt: str) -> None:

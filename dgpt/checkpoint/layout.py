@@ -13,6 +13,13 @@ from dgpt.fragments import Fragment
 _ENTRIES = TypeAdapter(tuple[TensorEntry, ...])
 
 
+class ReadBack(Strict):
+    """What a rank read when it read its file of an earlier step again."""
+
+    step: int
+    error: str | None  # None: what it had written
+
+
 class Part(Strict):
     """A rank's report to rank 0. Indices in `file` count this rank's own tensors and states."""
 
@@ -21,6 +28,7 @@ class Part(Strict):
     states: tuple[str, ...] = ()
     tensors: str = "[]"  # its TensorEntry list as JSON: alike on many ranks, and then parsed once for all
     file: FileEntry | None = None
+    read_back: ReadBack | None = None
 
 
 @dataclass(frozen=True)
@@ -32,9 +40,10 @@ class Layout:
     table: FragmentTable
     payload_bytes: int
 
-    def part(self, rank: int, file: FileEntry) -> Part:
+    def part(self, rank: int, file: FileEntry, read_back: ReadBack | None) -> Part:
         """The report of a rank that has written its file."""
-        return Part(rank=rank, states=self.states, tensors=_ENTRIES.dump_json(self.tensors).decode(), file=file)
+        tensors = _ENTRIES.dump_json(self.tensors).decode()
+        return Part(rank=rank, states=self.states, tensors=tensors, file=file, read_back=read_back)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import BinaryIO, Literal
+from hashlib import sha256
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,8 +15,9 @@ from dgpt.checkpoint.compatible import check_model, check_tensor
 from dgpt.checkpoint.files import open_regular
 from dgpt.checkpoint.find import Found, open_checkpoint
 from dgpt.checkpoint.format import DTYPES, CheckpointError
+from dgpt.checkpoint.hashed import HashedReader, piece_bytes
 from dgpt.checkpoint.peers import ALONE, Peers, share_out
-from dgpt.checkpoint.read import check_hash, check_header, check_size, problem
+from dgpt.checkpoint.read import check_digest, check_header, check_size, problem
 from dgpt.checkpoint.slices import Copy, Ranges, copies
 from dgpt.config import LoopConfig
 from dgpt.fragments import Fragment
@@ -53,7 +55,8 @@ def load(
     each file is hashed by one of them. Memory beyond the fragments: THREADS buffers, each of at most 16 MiB or one row
     of a parameter.
     Raises CheckpointError on all peers if the checkpoint is of another model, lacks a tensor or a state, or has a
-    damaged file among those that are read: before anything is written, unless a file turns bad after it was hashed.
+    damaged file among those that are read. A file is hashed while it is read, in one pass: damage that only its hash
+    tells leaves the fragments half loaded, and everything else is found before any of them is changed.
     """
     with peers.agreed():
         check_model(found, config)
@@ -85,20 +88,14 @@ def _load(found: Found, fragments: list[Fragment], verify: str, peers: Peers) ->
     to_hash = share_out(peers.gather(sorted(by_file)), sizes)[peers.rank] if verify == "touched" else []
     with peers.agreed(), ThreadPoolExecutor(THREADS) as threads:
         list(threads.map(partial(_check_start, found), by_file))
-        list(threads.map(partial(_check_hash, found), to_hash))
     with peers.agreed(), ThreadPoolExecutor(THREADS) as threads:
-        list(threads.map(partial(_read_file, found), by_file, by_file.values()))
+        list(threads.map(partial(_read_file, found, to_hash), by_file, by_file.values()))
 
 
 def _check_start(found: Found, number: int) -> None:
     file = found.manifest.files[number]
     check_size(found.folder / file.name, file.size)
     check_header(found.folder / file.name, file, found.manifest)
-
-
-def _check_hash(found: Found, number: int) -> None:
-    file = found.manifest.files[number]
-    check_hash(found.folder / file.name, file.sha256)
 
 
 def _plan(found: Found, f: Fragment) -> list[_Read]:
@@ -128,18 +125,21 @@ def _buffer_bytes(read: _Read) -> int:
     return max(row, min(BUFFER_BYTES, (block.rows - 1) * block.source_stride * size + row))
 
 
-def _read_file(found: Found, number: int, reads: list[_Read]) -> None:
-    path = found.folder / found.manifest.files[number].name
-    buffer = bytearray(max(map(_buffer_bytes, reads)))
+def _read_file(found: Found, to_hash: list[int], number: int, reads: list[_Read]) -> None:
+    entry, digest = found.manifest.files[number], sha256() if number in to_hash else None
+    path, buffer = found.folder / entry.name, bytearray(max(map(_buffer_bytes, reads)))
     try:
-        with open_regular(path) as file:
+        with open_regular(path) as opened:
+            file = HashedReader(opened, piece_bytes(path), digest)
             for read in sorted(reads, key=lambda read: (read.offset, read.block.source_start)):
                 _read_block(file, read, buffer)
+            found_hash = file.hexdigest() if digest else entry.sha256
     except OSError as error:
         raise problem(path, error) from None
+    check_digest(path, entry.sha256, found_hash)
 
 
-def _read_block(file: BinaryIO, read: _Read, buffer: bytearray) -> None:
+def _read_block(file: HashedReader, read: _Read, buffer: bytearray) -> None:
     """Read a strided block as a few spans of rows, each no longer than the buffer, and copy out its columns.
 
     A block without gaps on either side goes straight to where it belongs.
@@ -148,7 +148,7 @@ def _read_block(file: BinaryIO, read: _Read, buffer: bytearray) -> None:
     if _straight(read):
         count = block.rows * block.columns
         target = read.target[block.target_start : block.target_start + count].view(torch.uint8).numpy().data
-        _fill(file, read.offset + block.source_start * size, target)
+        file.fill(read.offset + block.source_start * size, target)
         return
     rows_each = max(1, (len(buffer) // size - block.columns) // block.source_stride + 1)
     if block.columns * size >= LONG_ROW_BYTES:
@@ -157,7 +157,7 @@ def _read_block(file: BinaryIO, read: _Read, buffer: bytearray) -> None:
         rows = min(rows_each, block.rows - row)
         span = (rows - 1) * block.source_stride + block.columns
         start = block.source_start + row * block.source_stride
-        _fill(file, read.offset + start * size, memoryview(buffer)[: span * size])
+        file.fill(read.offset + start * size, memoryview(buffer)[: span * size])
         source = torch.frombuffer(buffer, dtype=read.dtype, count=span)
         source = source.as_strided((rows, block.columns), (block.source_stride, 1))
         begin = read.target.storage_offset() + block.target_start + row * block.target_stride
@@ -169,9 +169,3 @@ def _straight(read: _Read) -> bool:
     block, target = read.block, read.target
     one_piece = block.rows == 1 or block.columns == block.source_stride == block.target_stride
     return one_piece and target.dtype == read.dtype and target.device.type == "cpu" and target.is_contiguous()
-
-
-def _fill(file: BinaryIO, offset: int, place: memoryview) -> None:
-    file.seek(offset)
-    if file.readinto(place) != len(place):  # type: ignore[attr-defined]
-        raise OSError("ended while it was read")

@@ -72,6 +72,10 @@ def check_hash(path: Place, expected: str, advance: Callable[[int], None] = lamb
         found = files.hash_file(path, advance)
     except OSError as error:
         raise problem(path, error) from None
+    check_digest(path, expected, found)
+
+
+def check_digest(path: Place, expected: str, found: str) -> None:
     if found != expected:
         raise damaged(path, f"expected sha256 {expected}, found {found}")
 

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from re import fullmatch
@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from dgpt.checkpoint import files
-from dgpt.checkpoint.commit import Damaged, Job, Known, Outcome, Writer, prune_after, write_and_commit
+from dgpt.checkpoint.after import after
+from dgpt.checkpoint.commit import write_and_commit
 from dgpt.checkpoint.format import CheckpointError, MeshEntry, Meta, safetensors_header
+from dgpt.checkpoint.job import MAX_FAILURES, Job, Ledger, Outcome, Writer
 from dgpt.checkpoint.layout import plan
 from dgpt.fragments import Fragment
 from dgpt.storage import Place
 
-MAX_FAILURES = 3  # in a row
 SIGN_SECONDS = 0.5
 
 
@@ -60,20 +61,23 @@ class Checkpointer:
             raise ValueError(f"attempt = '{attempt}' is not 1 to 64 letters, digits and dashes")
         self.root = Path(run_dir) / files.FOLDER
         self.saved_step: int | None = None  # of the newest checkpoint that this process knows to be committed
-        self.in_use: Place | None = None  # the checkpoint from which this start continued: never pruned
-        self.damaged: Damaged = {}  # those that it passed over: they do not count as kept
         self._writer = writer
         self._rank, self._mesh, self._attempt, self._stall_seconds = rank, mesh, attempt, stall_seconds
         self._keep_last, self._keep_every, self._report, self._alive = keep_last, keep_every, report, alive
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer")
         self._running: tuple[int, Future[Outcome]] | None = None
-        self._prunings: list[Future[str | None]] = []
+        self._afterwards: list[Future[list[str]]] = []
         self._buffer = torch.empty(0, dtype=torch.uint8)
-        self._known: Known = {}
+        self._ledger = Ledger()
         self._failures = 0
         self._error: str | None = None
         if rank == 0:
             files.clean(self.root)
+
+    def continues(self, folder: Place, damaged: Mapping[Place, str]) -> None:
+        """This start of the run has loaded `folder`, which is never pruned, and none of those that are `damaged`."""
+        self._ledger.in_use = folder
+        self._ledger.damaged.update(damaged)
 
     def save(self, step: int, fragments: Iterable[Fragment], meta: Meta) -> None:
         """Copy the fragments and return; the rest happens in the background. Waits first if a save is running.
@@ -86,12 +90,10 @@ class Checkpointer:
         header = safetensors_header(step, self._attempt, layout.tensors, layout.states, layout.table)
         content = self._copy(header, tensors, layout.payload_bytes)
         job = Job(self.root, step, self._attempt, self._rank, self._mesh, meta, layout, self._stall_seconds,
-                  self._keep_last, self._keep_every, self.in_use, self.damaged, self._known, self._writer,
-                  begun)  # fmt: skip
+                  self._keep_last, self._keep_every, self._ledger, self._writer, begun)  # fmt: skip
         saving = self._thread.submit(write_and_commit, job, content)
         self._running = step, saving
-        if self._rank == 0:
-            self._prunings.append(self._thread.submit(lambda: prune_after(job, saving.result())))
+        self._afterwards.append(self._thread.submit(lambda: after(job, saving.result())))
         if self._failures == MAX_FAILURES - 1:
             self.wait_for_save()
 
@@ -99,11 +101,11 @@ class Checkpointer:
         """Report a save that has ended; cheap, for every step. Raises nothing: ranks may see it at different steps."""
         if self._running and self._running[1].done():
             self._settle()
-        while self._prunings and self._prunings[0].done():
-            self._settle_pruning()
+        while self._afterwards and self._afterwards[0].done():
+            self._settle_afterwards()
 
     def wait(self, seconds: float = float("inf")) -> None:
-        """Return when no save is running and nothing is deleted: `saved_step` tells what is on disk. Raises as `save`.
+        """Return when nothing is written, read back or deleted: `saved_step` tells what is on disk. Raises as `save`.
 
         After `seconds` it returns even so: when a peer is dead, its part may never come.
         """
@@ -111,11 +113,11 @@ class Checkpointer:
         if self._running and not self._await(self._running[1], deadline):
             return
         self.wait_for_save()
-        while self._prunings and self._await(self._prunings[0], deadline):
-            self._settle_pruning()
+        while self._afterwards and self._await(self._afterwards[0], deadline):
+            self._settle_afterwards()
 
     def wait_for_save(self) -> None:
-        """Return when no save is running, on all ranks at about the same time: none waits for deletions. As `wait`."""
+        """Return when no save is running, on all ranks at about the same time: nobody waits for what comes after it."""
         if self._running:
             self._await(self._running[1])
         self._settle()
@@ -130,15 +132,15 @@ class Checkpointer:
                 return False
         return True
 
-    def _settle_pruning(self) -> None:
-        if warning := self._prunings.pop(0).result():
+    def _settle_afterwards(self) -> None:
+        for warning in self._afterwards.pop(0).result():
             self._report(warning)
 
     def _settle(self) -> None:
         if self._running is None:
             return
         (step, future), self._running = self._running, None
-        self._error, warning = future.result()
+        self._error, warning, _ = future.result()
         if warning:
             self._report(warning)
         if self._error is None:

@@ -36,12 +36,13 @@ def test_those_that_this_start_could_not_load_do_not_count_until_they_are_writte
     for step in (2, 3, 4):
         bad = job(topology(1, 1, 1), keep_last=9).save(step, state(seed=1))
     again = job(topology(1, 1, 1), attempt="a2", keep_last=2)
-    again.ranks[0].damaged = {bad.with_name(f"step_0000000{step}"): "a hash" for step in (3, 4)}
+    seen = {bad.with_name(f"step_0000000{step}"): "a hash" for step in (3, 4)}
+    again.ranks[0].continues(bad.with_name("step_00000002"), seen)
     again.save(5, state(seed=1))
     assert again.steps == [2, 3, 4, 5]
     again.save(4, state(seed=1))
     again.save(6, state(seed=1))
-    assert again.steps == [3, 5, 6]
+    assert again.steps == [2, 3, 5, 6]  # 2 is the one that it came from
 
 
 def test_after_going_back_new_checkpoints_are_not_pruned_in_favour_of_later_steps(topology, job, state):
