@@ -14,10 +14,10 @@ NPROC  ?= 2
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pretrain test test-slurm slurm lint bench clean
+.PHONY: help setup pretrain test test-ranks test-others test-slurm slurm lint bench clean
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '1,/^$$/s/^# //p' Makefile
 
 $(VENV)/created:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else \
@@ -51,8 +51,16 @@ lint: $(VENV)/installed-dev
 slurm:
 	sh tests/slurm/install.sh
 
+# Two at a time: the cluster mostly waits, and ranks compute.
 test: lint slurm
-	$(BIN)/pytest
+	@$(MAKE) --no-print-directory --keep-going --jobs 2 test-ranks test-others
+
+test-ranks: $(VENV)/installed-dev
+	@$(BIN)/pytest tests/distributed > $(VENV)/ranks.log 2>&1; code=$$?; cat $(VENV)/ranks.log; exit $$code
+
+test-others: $(VENV)/installed-dev
+	@echo "tests/distributed runs beside this, and is printed when it has ended"
+	@$(BIN)/pytest --ignore tests/distributed
 
 test-slurm: $(VENV)/installed-dev slurm
 	$(BIN)/pytest tests/slurm -m ""

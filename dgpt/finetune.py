@@ -140,11 +140,11 @@ class Finetuning(Run):
             self.console.print(f"PICTURE NOT WRITTEN, and training goes on: {error}")
 
     def settled(self) -> None:
-        """Name the best checkpoint as soon as it is there."""
+        """Name the best checkpoint as soon as its save has ended well."""
         if not self.runtime.is_main or not self.config.best.keep or self.best.step == self._named:
             return
         folder = step_folder(self.checkpointer.root, self.best.step)
-        if folder.exists():
+        if self.best.step <= max(self.start_step, self.checkpointer.saved_step or 0) and folder.exists():
             self._named = self.best.step
             write_best(self.run_dir, folder, {self.config.best.metric: self.best.value})
 

@@ -12,13 +12,14 @@ if TYPE_CHECKING:
 
 def piece_bytes(path: Place) -> int:
     """How much to read at once: what stays in the cache of a core until it is hashed; a store takes long to answer."""
-    return 32 << 20 if isinstance(path, RemotePath) else 1 << 20
+    return 8 << 20 if isinstance(path, RemotePath) else 1 << 20
 
 
 class HashedReader:
     """An open file. With `digest` each of its bytes is hashed once, in order, whichever ranges are read.
 
-    Ranges that rise cost one pass: what lies between them is read for the hash alone. `advance` hears the bytes hashed.
+    Ranges that rise cost one pass: what lies between them is read for the hash alone. A byte that is read twice counts
+    for the hash as it was read first. `advance` hears the bytes hashed.
     """
 
     def __init__(

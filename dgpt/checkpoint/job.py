@@ -1,4 +1,4 @@
-"""One save of one rank, and what a process has learned of the checkpoints of its run."""
+"""One save of one rank, and what a process knows of the checkpoints of its run."""
 
 import time
 from dataclasses import dataclass, field
@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from dgpt.checkpoint import files
-from dgpt.checkpoint.format import CheckpointError, FileEntry, Manifest, MeshEntry, Meta
-from dgpt.checkpoint.layout import Layout, ReadBack
+from dgpt.checkpoint.format import MANIFEST, CheckpointError, Manifest, MeshEntry, Meta
+from dgpt.checkpoint.layout import Layout
 from dgpt.checkpoint.read import check_size, read_manifest
 from dgpt.storage import Place
-
-MAX_FAILURES = 3  # in a row
 
 
 class Writer(Protocol):
@@ -24,23 +22,18 @@ class Writer(Protocol):
 
 @dataclass
 class Ledger:
-    """What this process knows of the checkpoints of its run. Only the thread that writes them uses it in a run."""
+    """What this process knows of the checkpoints of its run; after the start only the writer thread uses it."""
 
     in_use: Place | None = None  # from which this start of the run continued
-    damaged: dict[Place, str] = field(default_factory=dict)  # and why
-    sizes: dict[Path, dict[str, int]] = field(default_factory=dict)  # of the files, where the manifest was seen
-    proven: Path | None = None  # the newest one that all ranks have read back
-    own: ReadBack | None = None  # this rank's file of the newest checkpoint
-    wrong: int = 0  # how often in a row it came back otherwise
-
-    @property
-    def spared(self) -> tuple[Place | None, ...]:
-        """What is not deleted: of newer ones nobody knows yet whether they are good."""
-        return self.in_use, self.proven
+    damaged: dict[Place, str] = field(default_factory=dict)  # what this start could not load, and why
+    sizes: dict[Path, dict[str, int]] = field(default_factory=dict)  # of the files, where a manifest was seen
 
     def committed(self, folder: Path, manifest: Manifest) -> None:
         self.damaged.pop(folder, None)
         self._see(folder, manifest)
+
+    def gone(self, folder: Path) -> None:
+        self.sizes.pop(folder, None)
 
     def judge(self, folder: Path) -> str | None:
         """What is wrong with a checkpoint, None if nothing. A manifest, which may be long, is read only once."""
@@ -54,14 +47,6 @@ class Ledger:
         except CheckpointError as error:
             return error.summary
         return None
-
-    def learn(self, root: Path, reports: list[ReadBack | None]) -> None:
-        """What all ranks have read back; on rank 0."""
-        for report in filter(None, reports):
-            if report.error:
-                self.damaged[files.step_folder(root, report.step)] = report.error
-        if reports[0] and not reports[0].error and all(report == reports[0] for report in reports):
-            self.proven = files.step_folder(root, reports[0].step)
 
     def _see(self, folder: Path, manifest: Manifest) -> None:
         self.sizes[folder] = {file.name: file.size for file in manifest.files}
@@ -91,17 +76,28 @@ class Job:
 
     @property
     def folder(self) -> Path:
+        """Where all ranks write, until the commit gives it the final name."""
         return self.final.with_name(f"{self.final.name}.tmp-{self.attempt}")
+
+    @property
+    def proofs(self) -> Path:
+        """Where they say what they have read back. It is there from just before the commit until rank 0 has decided."""
+        return self.final.with_name(f"{self.folder.name}-proofs")
 
     @property
     def file_name(self) -> str:
         return f"rank_{self.rank:05d}.safetensors"
 
-    def report_path(self, rank: int) -> Path:
-        return self.folder / f"rank_{rank:05d}.json"
+    @property
+    def committed(self) -> bool:
+        try:
+            with files.open_regular(self.final / MANIFEST) as file:
+                return f'"attempt":"{self.attempt}"'.encode() in file.read(200)
+        except OSError:
+            return False
 
 
 class Outcome(NamedTuple):
-    error: str | None  # why the checkpoint does not exist; None: it is committed
+    error: str | None  # why the checkpoint does not exist; None: it is there
     warning: str | None = None
-    file: FileEntry | None = None  # this rank's
+    sha256: str = ""  # of this rank's file

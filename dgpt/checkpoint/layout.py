@@ -13,13 +13,6 @@ from dgpt.fragments import Fragment
 _ENTRIES = TypeAdapter(tuple[TensorEntry, ...])
 
 
-class ReadBack(Strict):
-    """What a rank read when it read its file of an earlier step again."""
-
-    step: int
-    error: str | None  # None: what it had written
-
-
 class Part(Strict):
     """A rank's report to rank 0. Indices in `file` count this rank's own tensors and states."""
 
@@ -28,7 +21,10 @@ class Part(Strict):
     states: tuple[str, ...] = ()
     tensors: str = "[]"  # its TensorEntry list as JSON: alike on many ranks, and then parsed once for all
     file: FileEntry | None = None
-    read_back: ReadBack | None = None
+
+    @property
+    def sha256(self) -> str:
+        return self.file.sha256 if self.file else ""
 
 
 @dataclass(frozen=True)
@@ -40,10 +36,9 @@ class Layout:
     table: FragmentTable
     payload_bytes: int
 
-    def part(self, rank: int, file: FileEntry, read_back: ReadBack | None) -> Part:
+    def part(self, rank: int, file: FileEntry) -> Part:
         """The report of a rank that has written its file."""
-        tensors = _ENTRIES.dump_json(self.tensors).decode()
-        return Part(rank=rank, states=self.states, tensors=tensors, file=file, read_back=read_back)
+        return Part(rank=rank, states=self.states, tensors=_ENTRIES.dump_json(self.tensors).decode(), file=file)
 
 
 @dataclass(frozen=True)

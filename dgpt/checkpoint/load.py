@@ -52,11 +52,11 @@ def load(
 
     states: load only these, e.g. {"weight"}; None: all that the fragments name. verify: check the sha256 of each file
     that is read from ("none": only its size and header). peers: the ranks that load now, all of them with this call:
-    each file is hashed by one of them. Memory beyond the fragments: THREADS buffers, each of at most 16 MiB or one row
-    of a parameter.
+    each file is hashed by one of them. Memory beyond the fragments, THREADS times: a buffer of at most 16 MiB, or of
+    one row of a parameter, and a piece of what is only hashed.
     Raises CheckpointError on all peers if the checkpoint is of another model, lacks a tensor or a state, or has a
     damaged file among those that are read. A file is hashed while it is read, in one pass: damage that only its hash
-    tells leaves the fragments half loaded, and everything else is found before any of them is changed.
+    tells, or a file that fails while it is read, leaves the fragments half loaded. All else is found before.
     """
     with peers.agreed():
         check_model(found, config)

@@ -12,14 +12,16 @@ import torch
 from torch import Tensor
 
 from dgpt.checkpoint import files
-from dgpt.checkpoint.after import after
 from dgpt.checkpoint.commit import write_and_commit
 from dgpt.checkpoint.format import CheckpointError, MeshEntry, Meta, safetensors_header
-from dgpt.checkpoint.job import MAX_FAILURES, Job, Ledger, Outcome, Writer
+from dgpt.checkpoint.job import Job, Ledger, Outcome, Writer
 from dgpt.checkpoint.layout import plan
+from dgpt.checkpoint.proof import prove
+from dgpt.checkpoint.prune import prune
 from dgpt.fragments import Fragment
 from dgpt.storage import Place
 
+MAX_FAILURES = 3  # in a row
 SIGN_SECONDS = 0.5
 
 
@@ -29,6 +31,26 @@ def _silent() -> None:
 
 def _to_stderr(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
+
+
+def _save(job: Job, content: memoryview) -> Outcome:
+    committed = write_and_commit(job, content)
+    if committed.error:
+        return committed
+    proven = prove(job, committed)
+    return Outcome(proven.error, committed.warning or proven.warning)
+
+
+def _prune(job: Job, saved: Outcome) -> str | None:
+    """On rank 0, after a save without any trouble: no rank waits for it. Returns what went wrong."""
+    try:
+        if saved == Outcome(None) and (job.writer is None or job.writer.held()):
+            for folder in prune(job.root, job.step, job.keep_last, job.keep_every, job.attempt,
+                                in_use=job.ledger.in_use, judge=job.ledger.judge):  # fmt: skip
+                job.ledger.gone(folder)
+    except Exception as error:
+        return f"an old checkpoint could not be deleted: {error}"
+    return None
 
 
 class Checkpointer:
@@ -66,7 +88,7 @@ class Checkpointer:
         self._keep_last, self._keep_every, self._report, self._alive = keep_last, keep_every, report, alive
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer")
         self._running: tuple[int, Future[Outcome]] | None = None
-        self._afterwards: list[Future[list[str]]] = []
+        self._prunings: list[Future[str | None]] = []
         self._buffer = torch.empty(0, dtype=torch.uint8)
         self._ledger = Ledger()
         self._failures = 0
@@ -91,9 +113,10 @@ class Checkpointer:
         content = self._copy(header, tensors, layout.payload_bytes)
         job = Job(self.root, step, self._attempt, self._rank, self._mesh, meta, layout, self._stall_seconds,
                   self._keep_last, self._keep_every, self._ledger, self._writer, begun)  # fmt: skip
-        saving = self._thread.submit(write_and_commit, job, content)
+        saving = self._thread.submit(_save, job, content)
         self._running = step, saving
-        self._afterwards.append(self._thread.submit(lambda: after(job, saving.result())))
+        if self._rank == 0:
+            self._prunings.append(self._thread.submit(lambda: _prune(job, saving.result())))
         if self._failures == MAX_FAILURES - 1:
             self.wait_for_save()
 
@@ -101,11 +124,11 @@ class Checkpointer:
         """Report a save that has ended; cheap, for every step. Raises nothing: ranks may see it at different steps."""
         if self._running and self._running[1].done():
             self._settle()
-        while self._afterwards and self._afterwards[0].done():
-            self._settle_afterwards()
+        while self._prunings and self._prunings[0].done():
+            self._settle_pruning()
 
     def wait(self, seconds: float = float("inf")) -> None:
-        """Return when nothing is written, read back or deleted: `saved_step` tells what is on disk. Raises as `save`.
+        """Return when no save is running and nothing is deleted: `saved_step` tells what is on disk. Raises as `save`.
 
         After `seconds` it returns even so: when a peer is dead, its part may never come.
         """
@@ -113,11 +136,11 @@ class Checkpointer:
         if self._running and not self._await(self._running[1], deadline):
             return
         self.wait_for_save()
-        while self._afterwards and self._await(self._afterwards[0], deadline):
-            self._settle_afterwards()
+        while self._prunings and self._await(self._prunings[0], deadline):
+            self._settle_pruning()
 
     def wait_for_save(self) -> None:
-        """Return when no save is running, on all ranks at about the same time: nobody waits for what comes after it."""
+        """Return when no save is running, on all ranks at about the same time: none waits for deletions. As `wait`."""
         if self._running:
             self._await(self._running[1])
         self._settle()
@@ -132,8 +155,8 @@ class Checkpointer:
                 return False
         return True
 
-    def _settle_afterwards(self) -> None:
-        for warning in self._afterwards.pop(0).result():
+    def _settle_pruning(self) -> None:
+        if warning := self._prunings.pop(0).result():
             self._report(warning)
 
     def _settle(self) -> None:

@@ -181,7 +181,7 @@ class CheckpointConfig(Section):
     every_steps: NotNegative = 500
     """Steps between checkpoints; 0 saves only at the end and at a stop."""
     keep_last: Positive = 3
-    """Newest checkpoints to keep. With several ranks 1 keeps two: the newest, and the newest that all read back."""
+    """Newest checkpoints to keep."""
     keep_every: NotNegative = 0
     """Keep each checkpoint whose step is a multiple of this for good; 0 none."""
 

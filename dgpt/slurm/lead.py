@@ -28,8 +28,8 @@ class Pace:
     @property
     def needed(self) -> float:
         """Seconds from the signal to the end: an evaluation may be in the way, ranks stop one step after they are
-        asked, and a save may be twice as slow as known."""
-        return self.pause + 2 * self.step + 2 * self.save
+        asked, a save may be twice as slow as known, and then its files are read back."""
+        return self.pause + 2 * self.step + 3 * self.save
 
     @property
     def lead(self) -> int:

@@ -95,16 +95,16 @@ def test_the_checkpoint_that_the_run_came_from_is_not_pruned(tmp_path, topology,
 def test_a_folder_that_somebody_removes_while_it_is_written_is_noticed_at_once(monkeypatch, topology, job, state, meta):
     """Long before the patience of rank 0 is over."""
     both = job(topology(1, 2, 1), stall_seconds=1000)
-    real = commit._collect
+    real = commit.collect
 
-    def collect(running, own):
-        files.delete_folder(running.folder, "somebody")
-        return real(running, own)
+    def collect(running, folder, *rest):
+        files.delete_folder(folder, "somebody")
+        return real(running, folder, *rest)
 
-    monkeypatch.setattr(commit, "_collect", collect)
+    monkeypatch.setattr(commit, "collect", collect)
     both.ranks[0].save(1, both.topology.cut(state(seed=1))[0], meta())
     both.ranks[0].wait()
-    assert "step_00000001.tmp-a1 was removed while it was written" in both.said[0]
+    assert "step_00000001.tmp-a1 was removed while ranks reported to it" in both.said[0]
 
 
 @pytest.mark.parametrize(("rank", "free"), [(0, 5_000), (1, 5_000)])
@@ -156,7 +156,7 @@ def test_an_error_after_the_rename_does_not_make_a_checkpoint_uncommitted(monkey
 
 def test_a_file_system_that_fails_while_a_rank_waits_is_a_failed_save(monkeypatch, topology, job, state, meta):
     both = job(topology(1, 2, 1))
-    monkeypatch.setattr(commit, "_await_commit", lambda job: (_ for _ in ()).throw(OSError(116, "Stale file handle")))
+    monkeypatch.setattr(commit, "await_decision", lambda *_: (_ for _ in ()).throw(OSError(116, "Stale file handle")))
     both.ranks[1].save(1, both.topology.cut(state(seed=1))[1], meta())
     both.ranks[1].wait()
     assert "rank 1: [Errno 116] Stale file handle" in both.said[0]

@@ -45,6 +45,24 @@ def test_those_that_this_start_could_not_load_do_not_count_until_they_are_writte
     assert again.steps == [2, 3, 5, 6]  # 2 is the one that it came from
 
 
+def test_a_damaged_one_stays_so_when_it_could_not_be_replaced(monkeypatch, topology, job, state):
+    for step in (1, 2):
+        folder = job(topology(1, 1, 1)).save(step, state(seed=1))
+    one, real = job(topology(1, 1, 1), attempt="a2", keep_last=2), files.replace_folder
+    one.ranks[0].continues(folder.with_name("step_00000001"), {folder: "a hash"})
+
+    def replace_folder(new, final, attempt):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(files, "replace_folder", replace_folder)
+    one.save(2, state(seed=1))
+    monkeypatch.setattr(files, "replace_folder", real)
+    one.save(3, state(seed=1))
+    assert one.steps == [1, 2, 3]
+    one.save(4, state(seed=1))
+    assert one.steps == [1, 2, 3, 4]
+
+
 def test_after_going_back_new_checkpoints_are_not_pruned_in_favour_of_later_steps(topology, job, state):
     job(topology(1, 1, 1)).save(100, state(seed=1))
     again = job(topology(1, 1, 1), attempt="a2", keep_last=1)

@@ -54,8 +54,8 @@ def test_nothing_is_measured_before_both_are(tmp_path: Path) -> None:
     assert measured_step(tmp_path) == 9.5
     found = measured(tmp_path)
     assert found is not None
-    assert found.needed == 119.0
-    assert signal_option(tmp_path) == ["--signal=B:USR1@179"]
+    assert found.needed == 169.0
+    assert signal_option(tmp_path) == ["--signal=B:USR1@229"]
 
 
 def test_the_lead_is_never_shorter_than_two_minutes() -> None:

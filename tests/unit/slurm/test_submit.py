@@ -156,7 +156,7 @@ def test_what_is_no_time_is_refused(text: str) -> None:
 def test_the_lead_grows_with_the_checkpoint_and_fits_into_the_job(tmp_path: Path) -> None:
     small, large = (load_config(None, [f"run_dir={tmp_path}", *more]) for more in
                     ((), ("model.n_layer=80", "model.n_embd=8192", "model.n_head=64")))  # fmt: skip
-    assert pace(small, wish(1)).lead == 130  # 60, two unknown steps of 30, twice 5.15 for 12 bytes of each parameter
+    assert pace(small, wish(1)).lead == 135  # 60, two unknown steps of 30, 3 x 5.15 for 12 bytes of each parameter
     assert pace(large, wish(64)).lead < pace(large, wish(32)).lead
     check_lead(120, "5:00")
     with pytest.raises(UserError, match="--time = 2:00 is 120 s, and the signal to save comes 120 s before its end"):
@@ -172,14 +172,14 @@ def test_the_lead_follows_from_what_the_run_has_measured(run_file: str, fake, ca
     fake("sbatch", SBATCH)
     assert main(["submit", run_file, "--nodes", "2", "--nproc", "2", "--time", "2:00:00", *SMALL]) == DONE
     said = capsys.readouterr().out
-    assert "signal: 905 s before the time limit" in said  # 60 + 30 + 2 x 7 + 2 x 400.5
+    assert "signal: 1306 s before the time limit" in said  # 60 + 30 + 2 x 7 + 3 x 400.5
     assert "a step takes 7 s (measured), an evaluation 30 s, a save 400 s (measured at step_00000020)" in said
-    assert "#SBATCH --signal=B:USR1@905\n" in Path("my run/slurm/job_41.sbatch").read_text()
+    assert "#SBATCH --signal=B:USR1@1306\n" in Path("my run/slurm/job_41.sbatch").read_text()
     assert "batch: 8 sequences = dp 4 x 2 x 1 micro steps" in said
     assert main(["submit", run_file, "--nodes", "1", "--nproc", "2", "--dry-run", *SMALL]) == DONE
-    assert "--signal=B:USR1@1706\n" in capsys.readouterr().out  # two ranks write what four wrote before
+    assert "--signal=B:USR1@2507\n" in capsys.readouterr().out  # two ranks write what four wrote before
     assert main(["submit", run_file, "--nodes", "2", "--nproc", "2", "--time", "15:00", *SMALL]) == MISTAKE
-    assert "900 s, and the signal to save comes 905 s before its end" in capsys.readouterr().err
+    assert "900 s, and the signal to save comes 1306 s before its end" in capsys.readouterr().err
 
 
 STOP = Event(now() - 60, "stop", "40", "c", 0, ("n0", "n3"), 0, "what went wrong\ndgpt: rank 7 was killed", 1, ("n3",))

@@ -1,0 +1,85 @@
+"""Ranks that meet in a folder, without collectives: each leaves a report there, and rank 0 decides.
+
+The others wait for the folder to disappear. A rank that dies leaves the rest waiting: they give up when nothing has
+changed for `stall_seconds`.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from dgpt.checkpoint import files
+from dgpt.checkpoint.job import Job
+
+
+def report_path(folder: Path, rank: int) -> Path:
+    return folder / f"rank_{rank:05d}.json"
+
+
+def report(folder: Path, rank: int, content: str) -> None:
+    files.write_whole(report_path(folder, rank), content.encode())
+
+
+def collect(job: Job, folder: Path, work: Path, patience: float) -> list[bytes]:
+    """On rank 0: the reports of all other ranks, in order. Raises OSError when one is overdue.
+
+    work: the folder in which their files grow or are touched.
+    """
+    paths = missing = [report_path(folder, rank) for rank in range(1, job.mesh.world_size)]
+    if not paths:
+        return []
+    for _ in _patience(lambda: signs(work), patience):
+        try:
+            names = set(os.listdir(folder))
+        except FileNotFoundError:
+            raise OSError(f"{folder.name} was removed while ranks reported to it") from None
+        missing = [path for path in paths if path.name not in names]
+        if not missing:
+            return [path.read_bytes() for path in paths]
+        with suppress(OSError):
+            os.utime(folder)  # a sign of life for the others
+    late = ", ".join(path.stem.removeprefix("rank_").lstrip("0") for path in missing)
+    raise OSError(f"no report from rank {late}, and {work.name} has not changed for {patience:g} s")
+
+
+def await_decision(job: Job, folder: Path, work: Path) -> bool:
+    """On the other ranks: whether rank 0 has removed the folder. It gives up first, hence twice its patience."""
+    looks = _patience(lambda: _signs_of_rank_0(folder, work), 2 * job.stall_seconds)
+    return any(not folder.exists() for _ in looks)
+
+
+def _patience(look: Callable[[], object], stall_seconds: float) -> Iterator[None]:
+    """Yields at growing intervals (10 ms to 1 s), until what `look` sees has been the same for `stall_seconds`.
+
+    It looks ten times in that span: with a thousand ranks a look at their files is expensive.
+    """
+    delay, seen, changed, looked = 0.01, look(), time.monotonic(), time.monotonic()
+    while True:
+        yield
+        now = time.monotonic()
+        if now - looked > stall_seconds / 10:
+            looked, before, seen = now, seen, look()
+            if seen != before:
+                changed = now
+            elif now - changed > stall_seconds:
+                return
+        time.sleep(delay)
+        delay = min(delay * 1.5, 1.0)
+
+
+def _signs_of_rank_0(folder: Path, work: Path) -> tuple[int, ...]:
+    """It writes, or reads back, its own file first, and then touches the folder while it waits for reports."""
+    with suppress(OSError):
+        file = (work / "rank_00000.safetensors").stat()
+        return folder.stat().st_mtime_ns, file.st_mtime_ns, file.st_size
+    return ()
+
+
+def signs(work: Path) -> tuple[int, int]:
+    """Of ranks that write or read: bytes, and when a file was last touched."""
+    with suppress(OSError), os.scandir(work) as entries:
+        states = [entry.stat(follow_symlinks=False) for entry in entries]
+        return sum(state.st_size for state in states), max((state.st_mtime_ns for state in states), default=0)
+    return 0, 0
