@@ -14,7 +14,7 @@ NPROC  ?= 2
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pretrain test test-ranks test-others test-slurm slurm lint bench clean
+.PHONY: help setup pretrain test test-cluster test-units test-slurm slurm lint bench clean
 
 help:
 	@sed -n '1,/^$$/s/^# //p' Makefile
@@ -51,16 +51,17 @@ lint: $(VENV)/installed-dev
 slurm:
 	sh tests/slurm/install.sh
 
-# Two at a time: the cluster mostly waits, and ranks compute.
+# Ranks want both cores for themselves; the cluster mostly waits, and the units need one.
 test: lint slurm
-	@$(MAKE) --no-print-directory --keep-going --jobs 2 test-ranks test-others
+	@code=0; $(BIN)/pytest tests/distributed tests/gpu || code=1; \
+	$(MAKE) --no-print-directory --keep-going --jobs 2 test-cluster test-units || code=1; exit $$code
 
-test-ranks: $(VENV)/installed-dev
-	@$(BIN)/pytest tests/distributed > $(VENV)/ranks.log 2>&1; code=$$?; cat $(VENV)/ranks.log; exit $$code
+test-cluster: $(VENV)/installed-dev
+	@echo "tests/slurm runs beside tests/unit, and is printed when it has ended"
+	@$(BIN)/pytest tests/slurm > $(VENV)/cluster.log 2>&1; code=$$?; cat $(VENV)/cluster.log; exit $$code
 
-test-others: $(VENV)/installed-dev
-	@echo "tests/distributed runs beside this, and is printed when it has ended"
-	@$(BIN)/pytest --ignore tests/distributed
+test-units: $(VENV)/installed-dev
+	@$(BIN)/pytest tests/unit
 
 test-slurm: $(VENV)/installed-dev slurm
 	$(BIN)/pytest tests/slurm -m ""

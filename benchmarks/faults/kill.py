@@ -37,11 +37,11 @@ def kill_cases(folder: Path, shapes: Shapes, scenario: str, stall_seconds: float
     for rank, trace in enumerate(traces):
         assert trace["saved"] == [STEP], trace
         points = [Point(**point) for point in trace["points"]]
-        there = points.index(next(p for p in points if p.target == f"step_{STEP:08d}")) if rank == 0 else len(points)
+        commit = next(i for i, point in enumerate(points) if _follows_commit(rank, point))
         for i, point in enumerate(points):
             if every or _matters(point):
                 run = partial(_run, before, rank, point, ranks, shapes)
-                expected = new if i > there else old
+                expected = new if i >= commit else old
                 cases.append(Case(f"kill -9 while saving {scenario}", f"rank {rank} {point}", run, expected))
     return cases
 
@@ -86,6 +86,11 @@ def _rank(run_dir: Path, rank: int, meet: Callable[[], object], point: Point | N
         saved.append(c.saved_step)
     points = [vars(point) for point in chain(*(_with_bytes(point, watch) for point in watch.seen))]
     return {"saved": saved, "said": said, "refused": refused, "points": points}
+
+
+def _follows_commit(rank: int, point: Point) -> bool:
+    """The rename that makes a checkpoint exist is followed by a sync on rank 0; rank 1 says what it has read back."""
+    return point.call == "fsync" and point.path == "." if rank == 0 else "-proofs" in point.path
 
 
 def _matters(point: Point) -> bool:

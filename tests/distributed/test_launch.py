@@ -111,8 +111,8 @@ def test_killed_launcher_leaves_no_worker(tmp_path: Path) -> None:
 
 def test_killed_rank_is_started_again_where_restarts_are_allowed(tmp_path: Path) -> None:
     with started(SCRIPT, "killed once", tmp_path, NPROC_PER_NODE="2", MAX_RESTARTS="1") as process:
-        code, _ = end(process)
-    assert code == 0
+        code, said = end(process)
+    assert code == 0, said
 
 
 def test_a_stopped_rank_is_named_within_ten_seconds_and_the_run_ends(tmp_path: Path) -> None:
