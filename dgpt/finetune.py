@@ -144,7 +144,8 @@ class Finetuning(Run):
         if not self.runtime.is_main or not self.config.best.keep or self.best.step == self._named:
             return
         folder = step_folder(self.checkpointer.root, self.best.step)
-        if self.best.step <= max(self.start_step, self.checkpointer.saved_step or 0) and folder.exists():
+        ended_well = self.best.step <= self.start_step or self.best.step in self.checkpointer.saved
+        if ended_well and folder.exists():
             self._named = self.best.step
             write_best(self.run_dir, folder, {self.config.best.metric: self.best.value})
 

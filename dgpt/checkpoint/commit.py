@@ -25,35 +25,34 @@ from dgpt.checkpoint.format import FORMAT, MANIFEST, MANIFEST_HASH, FileEntry, M
 from dgpt.checkpoint.job import Job, Outcome
 from dgpt.checkpoint.layout import Part, merge
 from dgpt.checkpoint.meet import await_decision, collect, report, report_path, signs
-from dgpt.checkpoint.proof import open_proofs
 
 
-def write_and_commit(job: Job, content: memoryview) -> Outcome:
+def write_and_commit(job: Job, content: memoryview) -> tuple[Outcome, str]:
     """Runs in the writer thread of every rank; returns when the outcome for all ranks is known.
 
-    content: of this rank's file, header and all.
+    content: of this rank's file, header and all. Returns the sha256 of it, too.
     """
+    part = Part(rank=job.rank)
     try:
         part = _write_part(job, content)
-        return _follow(job, part) if job.rank else _lead(job, part)
+        return (_follow if job.rank else _lead)(job, part), part.sha256
     except Exception as error:  # a file system that fails in the middle of a wait, no memory, no more threads
-        return Outcome(f"rank {job.rank}: {error}")
+        return Outcome(f"rank {job.rank}: {error}"), part.sha256
 
 
 def _follow(job: Job, part: Part) -> Outcome:
     """Ends with the others even if its own part failed: a rank that left early would wait for them in a collective."""
-    with suppress(OSError):  # without a report rank 0 gives up by time
-        report(job.folder, job.rank, part.model_dump_json())
+    report(job.folder, job.rank, part.model_dump_json())
     decided = await_decision(job, job.folder, job.folder)
     if decided and job.committed:
-        return Outcome(part.error, sha256=part.sha256)
+        return Outcome(part.error)
     reason = "rank 0 could not complete it" if decided else f"rank 0 did not commit {job.folder.name}"
     return Outcome(part.error or reason)
 
 
 def _lead(job: Job, part: Part) -> Outcome:
     problem = _commit(job, part)
-    return Outcome(None, problem, part.sha256) if job.committed else Outcome(problem)
+    return Outcome(None, problem) if problem is None or job.committed else Outcome(problem)
 
 
 def _write_part(job: Job, content: memoryview) -> Part:
@@ -81,7 +80,10 @@ def _check_space(job: Job, size: int) -> None:
 def _commit(job: Job, own: Part) -> str | None:
     patience = min(job.stall_seconds, 10.0) if own.error else job.stall_seconds
     try:
-        parts = [own, *map(Part.model_validate_json, collect(job, job.folder, job.folder, patience))]
+        reports, late = collect(job, job.folder, job.folder, patience)
+        if late:
+            raise OSError(late)
+        parts = [own, *map(Part.model_validate_json, reports)]
         errors = [part.error for part in parts if part.error]
         if not errors:
             _publish(job, parts)
@@ -107,10 +109,10 @@ def _publish(job: Job, parts: list[Part]) -> None:
     files.write_whole(job.folder / MANIFEST, content)
     files.write_whole(job.folder / MANIFEST_HASH, f"{sha256(content).hexdigest()}  {MANIFEST}\n".encode())
     files.sync_folder(job.folder)
+    if job.mesh.world_size > 1:
+        job.proofs.mkdir()
     if job.writer and not job.writer.held():
         raise OSError("this job may no longer be the one that writes to the run folder")
-    if job.mesh.world_size > 1:
-        open_proofs(job)
     try:
         files.replace_folder(job.folder, job.final, job.attempt)
     finally:  # it may fail after the rename

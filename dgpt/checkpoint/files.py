@@ -157,7 +157,8 @@ def hash_on_disk(path: Path) -> str:
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(file.fileno(), 0, file.tell(), os.POSIX_FADV_DONTNEED)
             if file.tell() % SYNC_BYTES == 0:
-                os.utime(path)  # a sign of life for the other ranks
+                with suppress(OSError):
+                    os.utime(path)  # a sign of life for the other ranks
 
         forget()
         return HashedReader(file, piece_bytes(path), hashlib.sha256(), forget).hexdigest()

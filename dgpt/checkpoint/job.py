@@ -25,7 +25,7 @@ class Ledger:
     """What this process knows of the checkpoints of its run; after the start only the writer thread uses it."""
 
     in_use: Place | None = None  # from which this start of the run continued
-    damaged: dict[Place, str] = field(default_factory=dict)  # what this start could not load, and why
+    damaged: dict[Place, str] = field(default_factory=dict)  # or not known to be whole, and why
     sizes: dict[Path, dict[str, int]] = field(default_factory=dict)  # of the files, where a manifest was seen
 
     def committed(self, folder: Path, manifest: Manifest) -> None:
@@ -90,14 +90,17 @@ class Job:
 
     @property
     def committed(self) -> bool:
+        return self.wrote(self.final)
+
+    def wrote(self, folder: Path) -> bool:
+        """Whether this save made a checkpoint. Raises OSError if a disk or a network leaves that open."""
         try:
-            with files.open_regular(self.final / MANIFEST) as file:
+            with files.open_regular(folder / MANIFEST) as file:
                 return f'"attempt":"{self.attempt}"'.encode() in file.read(200)
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
 
 
 class Outcome(NamedTuple):
     error: str | None  # why the checkpoint does not exist; None: it is there
     warning: str | None = None
-    sha256: str = ""  # of this rank's file

@@ -19,17 +19,19 @@ def report_path(folder: Path, rank: int) -> Path:
 
 
 def report(folder: Path, rank: int, content: str) -> None:
-    files.write_whole(report_path(folder, rank), content.encode())
+    """Raises nothing: without a report rank 0 gives up by time, and this rank has to wait for that with the others."""
+    with suppress(Exception):
+        files.write_whole(report_path(folder, rank), content.encode())
 
 
-def collect(job: Job, folder: Path, work: Path, patience: float) -> list[bytes]:
-    """On rank 0: the reports of all other ranks, in order. Raises OSError when one is overdue.
+def collect(job: Job, folder: Path, work: Path, patience: float) -> tuple[list[bytes], str]:
+    """On rank 0: the reports of the other ranks, in order, and which of them are overdue, in words; "" if none is.
 
-    work: the folder in which their files grow or are touched.
+    work: the folder in which their files grow or are touched. Raises OSError if somebody removes `folder`.
     """
     paths = missing = [report_path(folder, rank) for rank in range(1, job.mesh.world_size)]
     if not paths:
-        return []
+        return [], ""
     for _ in _patience(lambda: signs(work), patience):
         try:
             names = set(os.listdir(folder))
@@ -37,11 +39,12 @@ def collect(job: Job, folder: Path, work: Path, patience: float) -> list[bytes]:
             raise OSError(f"{folder.name} was removed while ranks reported to it") from None
         missing = [path for path in paths if path.name not in names]
         if not missing:
-            return [path.read_bytes() for path in paths]
+            return [path.read_bytes() for path in paths], ""
         with suppress(OSError):
             os.utime(folder)  # a sign of life for the others
     late = ", ".join(path.stem.removeprefix("rank_").lstrip("0") for path in missing)
-    raise OSError(f"no report from rank {late}, and {work.name} has not changed for {patience:g} s")
+    there = [path.read_bytes() for path in paths if path not in missing]
+    return there, f"no report from rank {late}, and {work.name} has not changed for {patience:g} s"
 
 
 def await_decision(job: Job, folder: Path, work: Path) -> bool:

@@ -34,11 +34,12 @@ def _to_stderr(message: str) -> None:
 
 
 def _save(job: Job, content: memoryview) -> Outcome:
-    committed = write_and_commit(job, content)
+    committed, sha256 = write_and_commit(job, content)
     if committed.error:
         return committed
-    proven = prove(job, committed)
-    return Outcome(proven.error, committed.warning or proven.warning)
+    proven = prove(job, sha256)
+    warnings = filter(None, (committed.warning, proven.warning))
+    return Outcome(proven.error, "; ".join(warnings) or None)
 
 
 def _prune(job: Job, saved: Outcome) -> str | None:
@@ -82,7 +83,8 @@ class Checkpointer:
         if not fullmatch(r"[A-Za-z0-9-]{1,64}", attempt):
             raise ValueError(f"attempt = '{attempt}' is not 1 to 64 letters, digits and dashes")
         self.root = Path(run_dir) / files.FOLDER
-        self.saved_step: int | None = None  # of the newest checkpoint that this process knows to be committed
+        self.saved_step: int | None = None  # of the newest save of this process that has ended well
+        self.saved: set[int] = set()  # the steps of all of them
         self._writer = writer
         self._rank, self._mesh, self._attempt, self._stall_seconds = rank, mesh, attempt, stall_seconds
         self._keep_last, self._keep_every, self._report, self._alive = keep_last, keep_every, report, alive
@@ -163,11 +165,12 @@ class Checkpointer:
         if self._running is None:
             return
         (step, future), self._running = self._running, None
-        self._error, warning, _ = future.result()
+        self._error, warning = future.result()
         if warning:
             self._report(warning)
         if self._error is None:
             self.saved_step, self._failures = step, 0
+            self.saved.add(step)
             return
         self._failures += 1
         self._report(f"CHECKPOINT NOT SAVED at step {step} (failure {self._failures} in a row, the run stops at "

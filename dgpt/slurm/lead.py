@@ -27,8 +27,8 @@ class Pace:
 
     @property
     def needed(self) -> float:
-        """Seconds from the signal to the end: an evaluation may be in the way, ranks stop one step after they are
-        asked, a save may be twice as slow as known, and then its files are read back."""
+        """Seconds from the signal to the end: an evaluation may be in the way, or a save; ranks stop one step after
+        they are asked, and save; and what was saved is read back."""
         return self.pause + 2 * self.step + 3 * self.save
 
     @property
