@@ -15,7 +15,7 @@ from dgpt.checkpoint.weights import WEIGHT, new_checkpoint, whole_entry
 from dgpt.checkpoint.whole import check_files, files_of, read_tensor, tensor_bytes
 from dgpt.config import FinetuneConfig, LoraConfig, ModelConfig, RunConfig, to_toml
 from dgpt.data.chat import JINJA
-from dgpt.generate import choose, tokenizer_of
+from dgpt.generate import choose, tokenizer_of, use_whole
 from dgpt.huggingface.card import Facts
 from dgpt.huggingface.export import write
 from dgpt.huggingface.settings import Task
@@ -39,7 +39,10 @@ def export(source: str | Place, output: Place, dtype: str = "fp32", *, progress:
 
     Raises UserError, and leaves nothing behind, if there is no whole source or `output` cannot be made.
     """
-    found = choose(source)
+    return use_whole(source, lambda found: _export(found, output, dtype, progress))
+
+
+def _export(found: Found, output: Place, dtype: str, progress: bool) -> Exported:
     config = read_config(found)
     if _is_lora(config):
         manifest = _export_merged(found, output, DTYPES[dtype])
@@ -52,7 +55,10 @@ def export_huggingface(
     source: str | Place, output: Place, dtype: str, max_shard_bytes: int, *, progress: bool = False
 ) -> Exported:
     """Write a model to a new folder or URL that `transformers` loads: as `export`, but for the format."""
-    found = choose(source)
+    return use_whole(source, lambda found: _export_huggingface(found, output, dtype, max_shard_bytes, progress))
+
+
+def _export_huggingface(found: Found, output: Place, dtype: str, max_shard_bytes: int, progress: bool) -> Exported:
     tokenizer, facts, config = tokenizer_of(found), Facts.of(found.manifest), read_config(found)
     template = JINJA if isinstance(config, FinetuneConfig) and config.task.chat else ""
     files = [] if _is_lora(config) else files_of(found, [WEIGHT])

@@ -13,7 +13,7 @@ from dgpt.checkpoint.load import load, load_weights
 from dgpt.config import FinetuneConfig, ModelConfig
 from dgpt.data.tokenizer import Tokenizer
 from dgpt.errors import UserError
-from dgpt.generate import choose, tokenizer_of
+from dgpt.generate import tokenizer_of, use_whole
 from dgpt.model.gpt import GPT, Attend, Head
 from dgpt.model.heads import HeadedGPT
 from dgpt.model.init import initial_weight
@@ -25,7 +25,10 @@ from dgpt.tasks.registry import task_of
 
 def load_finetuned(path: str | Place) -> Finetuned:
     """A fine-tuned model in fp32, on the GPU if there is one. Raises UserError if `path` holds none."""
-    found = choose(path)
+    return use_whole(path, _load_finetuned)
+
+
+def _load_finetuned(found: Found) -> Finetuned:
     config = read_config(found)
     if not isinstance(config, FinetuneConfig):
         raise UserError(f"{found.folder} is a pretrained model", rule="a fine-tuned model answers for its task",

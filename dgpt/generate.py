@@ -1,26 +1,33 @@
 """A trained model in one process, for sampling: from a run folder, a checkpoint or an export, of any topology."""
 
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from dgpt.checkpoint.best import best_of
 from dgpt.checkpoint.files import FOLDER, step_of
 from dgpt.checkpoint.find import Found, open_checkpoint
-from dgpt.checkpoint.format import MANIFEST
+from dgpt.checkpoint.format import MANIFEST, CheckpointError
 from dgpt.data.tokenizer import SETTINGS_FILE, Tokenizer, load_tokenizer
 from dgpt.errors import UserError
 from dgpt.model.gpt import GPT
 from dgpt.model.heads import HeadedGPT
 from dgpt.storage import Place, place
 
+Result = TypeVar("Result")
+
 
 def load_model(path: str | Place) -> tuple[GPT, Tokenizer]:
     """The model in fp32 on the GPU if there is one, and its tokenizer. Raises UserError if `path` holds neither."""
+    return use_whole(path, _load_model)
+
+
+def _load_model(found: Found) -> tuple[GPT, Tokenizer]:
     from dgpt.finetuned import whole_model
 
-    found = choose(path)
     tokenizer = tokenizer_of(found)
     model = whole_model(found, tokenizer, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if isinstance(model, HeadedGPT):
@@ -29,16 +36,34 @@ def load_model(path: str | Place) -> tuple[GPT, Tokenizer]:
     return model.eval(), tokenizer
 
 
-def choose(path: str | Place) -> Found:
+def use_whole(path: str | Place, use: Callable[[Found], Result]) -> Result:
+    """`use` of the checkpoint that a user's path means, and of the next older one if a file of it turns out damaged.
+
+    The next one, too, if a run that goes on has deleted it. Raises CheckpointError if `path` names that very
+    checkpoint, or if none is whole.
+    """
+    bad: dict[Place, str] = {}
+    while True:
+        found = choose(path, bad)
+        try:
+            return use(found)
+        except CheckpointError as error:
+            of_this = str(error.where).startswith(str(found.folder))
+            if not of_this or found.folder == place(path) or found.folder in bad:
+                raise
+            bad[found.folder] = error.summary
+
+
+def choose(path: str | Place, bad: Mapping[Place, str] | None = None) -> Found:
     """The checkpoint that a user's path means: of a run its best one, where it has a best, or else its newest.
 
-    Says on stderr which one of several it is, and which newer ones were passed over, and why.
+    bad: those that are not meant, and why. Says on stderr which one of several it is, and what was passed over.
     """
     best = best_of(place(path))
-    if best is not None and (best / MANIFEST).exists():
+    if best is not None and best not in (bad or {}) and (best / MANIFEST).exists():
         print(f"the best checkpoint of {path} is {best.name}", file=sys.stderr, flush=True)
         return open_checkpoint(best)
-    found = open_checkpoint(path)
+    found = open_checkpoint(path, bad)
     for reason in found.skipped:
         print(f"passed over {reason}", file=sys.stderr, flush=True)
     return found

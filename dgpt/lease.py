@@ -82,7 +82,8 @@ class Lease:
         except OSError as error:
             raise UserError(f"run_dir = '{run_dir}' cannot be locked: {error}",
                             rule="a run makes a small file there, so that no other job writes to the folder",
-                            fix="free space, or make the folder writable for this user") from None  # fmt: skip
+                            fix="free space (`dgpt checkpoint prune RUN --dry-run` names what may go), "
+                            "or make the folder writable for this user") from None  # fmt: skip
 
     def held(self) -> bool:
         """Whether this is surely still the holder; asks the file system, and is a sign of life."""

@@ -40,17 +40,28 @@ def find_latest(run_dir: str | Place, known_bad: Mapping[Place, str] | None = No
         reasons = "".join(f"\n  - {reason}" for reason in skipped)
         fix = f"restore a checkpoint from a copy; to start anew at step 0, move the folder {FOLDER} away yourself"
         raise CheckpointError(root, f"none of the {len(skipped)} checkpoints here is whole:{reasons}", fix=fix)
+    if renamed := _renamed(root):
+        fix = f"give it its name again, step_ and its step in 8 digits; to start anew, move the folder {FOLDER} away"
+        raise CheckpointError(root, f"holds checkpoints under names that are none: {', '.join(renamed)}", fix=fix)
     return None
 
 
-def open_checkpoint(path: str | Place) -> Found:
+def _renamed(root: Place) -> list[str]:
+    if not root.is_dir():
+        return []
+    return sorted(
+        folder.name for folder in root.iterdir() if ".tmp-" not in folder.name and (folder / MANIFEST).exists()
+    )
+
+
+def open_checkpoint(path: str | Place, known_bad: Mapping[Place, str] | None = None) -> Found:
     """A checkpoint folder itself, or the newest whole checkpoint of a run folder. Raises CheckpointError if none."""
     path = place(path)
     if (path / MANIFEST).exists():
         manifest = read_manifest(path)
         check_sizes(path, manifest)
         return Found(path, manifest)
-    found = find_latest(path)
+    found = find_latest(path, known_bad)
     if found is None and (path / "config.json").exists():
         raise CheckpointError(path, "is a model of transformers", fix=f"dgpt import {path} NEW_FOLDER, and give that")
     if found is None:

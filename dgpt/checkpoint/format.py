@@ -34,7 +34,7 @@ class CheckpointError(UserError):
             rule="a checkpoint is used only if it is exactly what its manifest says (docs/checkpoints.md)",
             fix=fix,
         )
-        self.summary, self._arguments = f"{where}: {reason}", (where, reason)
+        self.where, self.summary, self._arguments = where, f"{where}: {reason}", (where, reason)
 
     def __reduce__(self) -> tuple[partial["CheckpointError"], tuple[object, str]]:  # type: ignore[override]
         return partial(CheckpointError, fix=self.fix), self._arguments

@@ -21,16 +21,20 @@ SHOWN = 10  # tensors of a diff
 
 
 def list_(options: Namespace) -> int:
+    from dgpt.checkpoint.files import FOLDER
     from dgpt.checkpoint.report import list_checkpoints
 
     if not options.run.is_dir():
         raise UserError(f"'{options.run}' is not a folder", rule="list shows what is in a run folder",
                         fix="give the run_dir of a run")  # fmt: skip
     rows = [_cells(row) for row in list_checkpoints(options.run)]
+    if not rows and not any((options.run / name).exists() for name in ("config.toml", FOLDER)):
+        raise UserError(f"'{options.run}' is no run folder", rule=f"a run folder has config.toml and {FOLDER}",
+                        fix="give the run_dir of a run; `dgpt checkpoint show` looks at one checkpoint")  # fmt: skip
     if rows:
         print_table(("step", "tokens", "loss", "size", "age", "whole"), rows)
     else:
-        print("no checkpoints here")
+        print(f"no checkpoints in {options.run}")
     return outcome.DONE
 
 

@@ -1,6 +1,7 @@
 """`dgpt checkpoint`: what its actions print, delete and return."""
 
 import os
+import shutil
 
 import pytest
 
@@ -177,3 +178,31 @@ def test_show_tells_topology_tensors_and_settings(run, capsys):
     shown = capsys.readouterr().out
     for part in ("topology: 1 ranks = dp 1 x tp 1, ZeRO 1", "  wte.weight  [24, 10]", "  model.n_embd = 768"):
         assert part in shown
+
+
+def test_list_names_a_folder_that_is_no_run(run, tmp_path, capsys):
+    (tmp_path / "texts").mkdir()
+    for path in (tmp_path / "texts", folder_of(run, 1)):
+        assert main(["checkpoint", "list", str(path)]) == MISTAKE
+        assert f"'{path}' is no run folder" in capsys.readouterr().err
+    (tmp_path / "new" / "checkpoints").mkdir(parents=True)
+    assert main(["checkpoint", "list", str(tmp_path / "new")]) == DONE
+    assert capsys.readouterr().out == f"no checkpoints in {tmp_path / 'new'}\n"
+
+
+def test_verify_of_a_run_that_goes_on_leaves_out_what_it_deletes(run, monkeypatch, capsys):
+    from dgpt.checkpoint import report
+
+    real = report.read_manifest
+
+    def read_manifest(folder):
+        manifest = real(folder)
+        if folder == folder_of(run, 1):
+            shutil.rmtree(folder)
+        return manifest
+
+    monkeypatch.setattr(report, "read_manifest", read_manifest)
+    assert main(["checkpoint", "verify", str(run)]) == DONE
+    assert capsys.readouterr().out == "".join(
+        f"{folder_of(run, step)}: whole, every hash matches\n" for step in range(2, 7)
+    )
