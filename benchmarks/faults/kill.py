@@ -14,7 +14,7 @@ from benchmarks.faults.cases import Case
 from benchmarks.faults.points import Point, Watch
 from benchmarks.faults.processes import Child, Result
 from benchmarks.faults.run import RANKS, Ended, Shapes, checkpointer, meta, save, start_and_save, state
-from dgpt.checkpoint import CheckpointError
+from dgpt.errors import StorageError
 
 STEP = 2  # the step that is saved; 1 is there already
 PARTS = (0, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 7 / 8, 1)  # of a rank's file
@@ -81,7 +81,7 @@ def _rank(run_dir: Path, rank: int, meet: Callable[[], object], point: Point | N
         try:
             c.save(step, fragments, meta(step))
             c.wait()
-        except CheckpointError as error:
+        except StorageError as error:
             refused = str(error)
         saved.append(c.saved_step)
     points = [vars(point) for point in chain(*(_with_bytes(point, watch) for point in watch.seen))]

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from dgpt.checkpoint import files
 from dgpt.checkpoint.commit import write_and_commit
-from dgpt.checkpoint.format import CheckpointError, MeshEntry, Meta, safetensors_header
+from dgpt.checkpoint.format import MeshEntry, Meta, safetensors_header
 from dgpt.checkpoint.job import Job, Ledger, Outcome, Writer
 from dgpt.checkpoint.layout import plan
 from dgpt.checkpoint.proof import prove
 from dgpt.checkpoint.prune import prune
+from dgpt.errors import StorageError
 from dgpt.fragments import Fragment
 from dgpt.storage import Place
 
@@ -106,7 +107,7 @@ class Checkpointer:
     def save(self, step: int, fragments: Iterable[Fragment], meta: Meta) -> None:
         """Copy the fragments and return; the rest happens in the background. Waits first if a save is running.
 
-        After two failures in a row it waits for this save too. Raises CheckpointError, on all ranks, if it fails.
+        After two failures in a row it waits for this save too. Raises StorageError, on all ranks, if it fails.
         """
         self.wait_for_save()
         begun = time.monotonic()
@@ -148,7 +149,8 @@ class Checkpointer:
         self._settle()
         if self._failures >= MAX_FAILURES:
             fix = "free space or repair the disk, and start again: the run continues from its newest checkpoint"
-            raise CheckpointError(self.root, f"not saved, failure {self._failures} in a row: {self._error}", fix=fix)
+            raise StorageError(f"'{self.root}': not saved, failure {self._failures} in a row: {self._error}",
+                               rule="a run that cannot be saved does not go on", fix=fix)  # fmt: skip
 
     def _await(self, future: Future[Any], deadline: float = float("inf")) -> bool:
         while not wait([future], SIGN_SECONDS).done:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dgpt.checkpoint import Checkpointer, CheckpointError, files, verify
+from dgpt.checkpoint import Checkpointer, files, verify
 from dgpt.checkpoint.read import read_manifest
+from dgpt.errors import StorageError
 
 
 def flip(path, at=-1):
@@ -66,10 +67,10 @@ def test_the_third_in_a_row_ends_the_run_on_all_ranks(read_back, topology, job, 
     read_back[1] = flip
     for step in (1, 2):
         both.save(step, state(seed=1))
-    with pytest.raises(CheckpointError, match="failure 3 in a row"):
+    with pytest.raises(StorageError, match="failure 3 in a row"):
         both.save(3, state(seed=1))
     for rank in both.ranks:
-        with pytest.raises(CheckpointError, match="failure 3 in a row"):
+        with pytest.raises(StorageError, match="failure 3 in a row"):
             rank.wait()
 
 

@@ -5,8 +5,9 @@ import threading
 import pytest
 import torch
 
-from dgpt.checkpoint import Checkpointer, CheckpointError, commit, files, find_latest, load, save, verify
+from dgpt.checkpoint import Checkpointer, commit, files, find_latest, load, save, verify
 from dgpt.config import RunConfig
+from dgpt.errors import StorageError
 
 
 @pytest.fixture
@@ -175,10 +176,10 @@ def test_third_failure_in_a_row_raises_on_every_rank(fail_writes, tmp_path, topo
     fail_writes("rank_00001.safetensors")
     for step in (4, 5):
         both.save(step, state(seed=1))
-    with pytest.raises(CheckpointError, match="failure 3 in a row"):
+    with pytest.raises(StorageError, match="failure 3 in a row"):
         both.save(6, state(seed=1))
     for checkpointer in both.ranks:
-        with pytest.raises(CheckpointError, match="failure 3 in a row"):
+        with pytest.raises(StorageError, match="failure 3 in a row"):
             checkpointer.wait()
     assert both.steps == [3]
 
