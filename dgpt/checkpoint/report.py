@@ -73,7 +73,7 @@ def inspect(folders: Sequence[Place], *, progress: bool = False) -> dict[Place, 
     total = sum(manifest.bytes for manifest in manifests.values())
     with byte_bar(title, total, enabled=progress) as advance:
         for folder, manifest in manifests.items():
-            problems[folder] = [*_damages(folder, manifest, advance), *_strangers(folder, manifest)]
+            problems[folder] = [*_strangers(folder, manifest), *_damages(folder, manifest, advance)]
     gone = [folder for folder in folders if len(folders) > 1 and not folder.is_dir()]  # a run that goes on deletes
     return {folder: found for folder, found in problems.items() if folder not in gone}
 
@@ -135,7 +135,7 @@ def _strangers(folder: Place, manifest: Manifest) -> list[Problem]:
     fix = "move it elsewhere; dgpt never opens it"
     try:
         strange = sorted(path.name for path in folder.iterdir() if path.name not in known)
-    except (UserError, FileNotFoundError):  # a web server may give files but no lists; what is gone, reading has said
+    except (UserError, FileNotFoundError):  # a web server may give files but no lists; what is gone, reading will say
         strange = []
     return [Problem(f"{folder / name}: not part of this checkpoint", fix) for name in strange]
 
