@@ -106,6 +106,8 @@ class Rank:
         ended = time.perf_counter()
         self.saver.wait()
         after = time.perf_counter() - ended
+        if operation == "save" and self.saver.saved_step != argument:
+            raise ValueError(f"step {argument} was not saved")
         held = peak(CPU) - before
         if copies and not copy:
             copy = self._copy()

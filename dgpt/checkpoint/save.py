@@ -84,8 +84,7 @@ class Checkpointer:
         if not fullmatch(r"[A-Za-z0-9-]{1,64}", attempt):
             raise ValueError(f"attempt = '{attempt}' is not 1 to 64 letters, digits and dashes")
         self.root = Path(run_dir) / files.FOLDER
-        self.saved_step: int | None = None  # of the newest save of this process that has ended well
-        self.saved: set[int] = set()  # the steps of all of them
+        self.saved: list[int] = []  # the steps of this process's saves that have ended well
         self._writer = writer
         self._rank, self._mesh, self._attempt, self._stall_seconds = rank, mesh, attempt, stall_seconds
         self._keep_last, self._keep_every, self._report, self._alive = keep_last, keep_every, report, alive
@@ -98,6 +97,11 @@ class Checkpointer:
         self._error: str | None = None
         if rank == 0:
             files.clean(self.root)
+
+    @property
+    def saved_step(self) -> int | None:
+        """Of the newest save of this process that has ended well."""
+        return self.saved[-1] if self.saved else None
 
     def continues(self, folder: Place, damaged: Mapping[Place, str]) -> None:
         """This start of the run has loaded `folder`, which is never pruned, and none of those that are `damaged`."""
@@ -171,8 +175,8 @@ class Checkpointer:
         if warning:
             self._report(warning)
         if self._error is None:
-            self.saved_step, self._failures = step, 0
-            self.saved.add(step)
+            self._failures = 0
+            self.saved.append(step)
             return
         self._failures += 1
         self._report(f"CHECKPOINT NOT SAVED at step {step} (failure {self._failures} in a row, the run stops at "

@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from dgpt import finetune as finetuning
 from dgpt import lora
 from dgpt import runtime as processes
-from dgpt.checkpoint import files
 from dgpt.checkpoint.files import step_folders
 from dgpt.checkpoint.find import open_checkpoint
 from dgpt.cli import main
@@ -26,7 +25,7 @@ from dgpt.finetune import Finetuning
 from dgpt.finetuned import load_finetuned, whole_model
 from dgpt.generate import load_model, tokenizer_of
 from dgpt.model.gpt import GPT
-from dgpt.outcome import DONE, FAILED, STOPPED
+from dgpt.outcome import DONE, STOPPED
 from dgpt.pulse import Pulse
 from dgpt.tasks.evaluate import evaluate_task
 from dgpt.train.rows import read_rows
@@ -260,26 +259,6 @@ def test_a_run_ends_early_when_nothing_gets_better_and_stays_ended(
     assert "ended early at step 6" in again
     best = json.loads((tmp_path / "run" / "best.json").read_text())
     assert (best["checkpoint"], best["step"]) == ("step_00000002", 2)
-
-
-@pytest.mark.parametrize(
-    ("bad", "code", "checkpoints"),
-    [("step_00000002", DONE, ["step_00000006"]), ("step_00000006", FAILED, ["step_00000002"])],
-)
-def test_a_checkpoint_that_the_disk_gives_back_otherwise_is_neither_the_best_nor_the_last(
-    bad: str, code: int, checkpoints: list[str], random_run: Path, echoes: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    real, run = files.hash_on_disk, tmp_path / "run"
-    monkeypatch.setattr(files, "hash_on_disk", lambda path: "other" if path.parent.name == bad else real(path))
-    assert finetune(tmp_path, f"base={random_run}", f"data.path={echoes}", f"run_dir={run}", *QUICK,
-                    "training.steps=6", "training.eval_every_steps=2", "training.eval_generations=0",
-                    "best.min_delta=100.0") == code  # fmt: skip
-    said = "".join(capsys.readouterr())
-    assert "the disk gives back other bytes than were written" in said
-    assert ("a run ends with a checkpoint" in said) == (code == FAILED)
-    assert sorted(folder.name for folder in (run / "checkpoints").iterdir()) == checkpoints
-    assert (run / "best.json").exists() == (bad != "step_00000002")
 
 
 def test_a_fine_tuned_model_writes_and_is_a_base_itself(

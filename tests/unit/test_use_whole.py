@@ -75,12 +75,19 @@ def test_where_none_is_whole_all_reasons_are_told(run: Path) -> None:
         load_model(run)
 
 
-def test_a_damage_elsewhere_is_no_reason_to_take_an_older_one(run: Path) -> None:
-    def use(found: Found) -> None:
-        raise CheckpointError("the base of it", "is damaged", fix="")
+@pytest.mark.parametrize(("name", "where"), [("", "the base of it"), ("checkpoints/step_00000002", "{}/rank_00000")])
+def test_neither_a_damage_elsewhere_nor_a_checkpoint_by_its_name_is_tried_again(
+    name: str, where: str, run: Path
+) -> None:
+    used = []
 
-    with pytest.raises(CheckpointError, match="the base of it: is damaged"):
-        use_whole(run, use)
+    def use(found: Found) -> None:
+        used.append(found.folder)
+        raise CheckpointError(where.format(found.folder), "is damaged", fix="")
+
+    with pytest.raises(CheckpointError, match="is damaged"):
+        use_whole(run / name, use)
+    assert used == [run / "checkpoints" / "step_00000002"]
 
 
 def test_renamed_checkpoints_are_no_reason_to_start_anew(run: Path) -> None:

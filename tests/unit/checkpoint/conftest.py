@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dgpt.checkpoint import Checkpointer, MeshEntry, Meta, list_checkpoints
 from dgpt.config import RunConfig
+from dgpt.errors import StorageError
 from dgpt.fragments import Fragment
 
 STATES = ("weight", "exp_avg", "exp_avg_sq")
@@ -109,6 +110,14 @@ class Job:
                              self.topology.cut(state)))  # fmt: skip
         self.wait()
         return self.run_dir / "checkpoints" / f"step_{step:08d}"
+
+    def gives_up(self, step: int, state: State) -> None:
+        """Saves, and this is the third failure in a row on every rank."""
+        with pytest.raises(StorageError, match="failure 3 in a row"):
+            self.save(step, state)
+        for checkpointer in self.ranks:
+            with pytest.raises(StorageError, match="failure 3 in a row"):
+                checkpointer.wait()
 
     @property
     def steps(self) -> list[int]:
