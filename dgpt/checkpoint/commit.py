@@ -43,7 +43,7 @@ def write_and_commit(job: Job, content: memoryview) -> tuple[Outcome, str]:
 def _follow(job: Job, part: Part) -> Outcome:
     """Ends with the others even if its own part failed: a rank that left early would wait for them in a collective."""
     report(job.folder, job.rank, part.model_dump_json())
-    decided = await_decision(job, job.folder, job.folder)
+    decided = await_decision(job, job.folder)
     if decided and job.committed:
         return Outcome(part.error)
     reason = "rank 0 could not complete it" if decided else f"rank 0 did not commit {job.folder.name}"
@@ -80,7 +80,7 @@ def _check_space(job: Job, size: int) -> None:
 def _commit(job: Job, own: Part) -> str | None:
     patience = min(job.stall_seconds, 10.0) if own.error else job.stall_seconds
     try:
-        reports, late = collect(job, job.folder, job.folder, patience)
+        reports, late = collect(job, job.folder, patience)
         if late:
             raise OSError(late)
         parts = [own, *map(Part.model_validate_json, reports)]

@@ -148,8 +148,11 @@ def hash_file(path: Place, advance: Callable[[int], None] = lambda _: None) -> s
         return HashedReader(file, piece_bytes(path), hashlib.sha256(), advance).hexdigest()
 
 
-def hash_on_disk(path: Path) -> str:
-    """sha256 of a file as the disk gives it back, where the system can forget it first; it does not stay in memory."""
+def hash_on_disk(path: Path, alive: Callable[[], None]) -> str:
+    """sha256 of a file as the disk gives it back, where the system can forget it first; it does not stay in memory.
+
+    alive: is called before the first byte, and then at each GiB.
+    """
     with open_regular(path) as file:
 
         def forget(_: int = 0) -> None:
@@ -157,8 +160,7 @@ def hash_on_disk(path: Path) -> str:
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(file.fileno(), 0, file.tell(), os.POSIX_FADV_DONTNEED)
             if file.tell() % SYNC_BYTES == 0:
-                with suppress(OSError):
-                    os.utime(path)  # a sign of life for the other ranks
+                alive()
 
         forget()
         return HashedReader(file, piece_bytes(path), hashlib.sha256(), forget).hexdigest()

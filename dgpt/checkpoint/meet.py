@@ -24,15 +24,15 @@ def report(folder: Path, rank: int, content: str) -> None:
         files.write_whole(report_path(folder, rank), content.encode())
 
 
-def collect(job: Job, folder: Path, work: Path, patience: float) -> tuple[list[bytes], str]:
+def collect(job: Job, folder: Path, patience: float) -> tuple[list[bytes], str]:
     """On rank 0: the reports of the other ranks, in order, and which of them are overdue, in words; "" if none is.
 
-    work: the folder in which their files grow or are touched. Raises OSError if somebody removes `folder`.
+    Meanwhile their files in `folder` grow, or are touched. Raises OSError if somebody removes it.
     """
     paths = missing = [report_path(folder, rank) for rank in range(1, job.mesh.world_size)]
     if not paths:
         return [], ""
-    for _ in _patience(lambda: signs(work), patience):
+    for _ in _patience(lambda: signs(folder), patience):
         try:
             names = set(os.listdir(folder))
         except FileNotFoundError:
@@ -44,12 +44,12 @@ def collect(job: Job, folder: Path, work: Path, patience: float) -> tuple[list[b
             os.utime(folder)  # a sign of life for the others
     late = ", ".join(path.stem.removeprefix("rank_").lstrip("0") for path in missing)
     there = [path.read_bytes() for path in paths if path not in missing]
-    return there, f"no report from rank {late}, and {work.name} has not changed for {patience:g} s"
+    return there, f"no report from rank {late}, and {folder.name} has not changed for {patience:g} s"
 
 
-def await_decision(job: Job, folder: Path, work: Path) -> bool:
+def await_decision(job: Job, folder: Path) -> bool:
     """On the other ranks: whether rank 0 has removed the folder. It gives up first, hence twice its patience."""
-    looks = _patience(lambda: _signs_of_rank_0(folder, work), 2 * job.stall_seconds)
+    looks = _patience(lambda: _signs_of_rank_0(folder), 2 * job.stall_seconds)
     return any(not folder.exists() for _ in looks)
 
 
@@ -72,17 +72,17 @@ def _patience(look: Callable[[], object], stall_seconds: float) -> Iterator[None
         delay = min(delay * 1.5, 1.0)
 
 
-def _signs_of_rank_0(folder: Path, work: Path) -> tuple[int, ...]:
-    """It writes, or reads back, its own file first, and then touches the folder while it waits for reports."""
+def _signs_of_rank_0(folder: Path) -> list[tuple[int, int]]:
+    """It writes, or touches, its own file there, and then touches the folder while it waits for reports."""
     with suppress(OSError):
-        file = (work / "rank_00000.safetensors").stat()
-        return folder.stat().st_mtime_ns, file.st_mtime_ns, file.st_size
-    return ()
+        states = [path.stat() for path in (folder, folder / "rank_00000.safetensors") if path.exists()]
+        return [(state.st_mtime_ns, state.st_size) for state in states]
+    return []
 
 
-def signs(work: Path) -> tuple[int, int]:
+def signs(folder: Path) -> tuple[int, int]:
     """Of ranks that write or read: bytes, and when a file was last touched."""
-    with suppress(OSError), os.scandir(work) as entries:
+    with suppress(OSError), os.scandir(folder) as entries:
         states = [entry.stat(follow_symlinks=False) for entry in entries]
         return sum(state.st_size for state in states), max((state.st_mtime_ns for state in states), default=0)
     return 0, 0

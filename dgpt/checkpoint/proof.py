@@ -32,10 +32,16 @@ def prove(job: Job, sha256: str) -> Outcome:
 
 def _read_back(job: Job, expected: str) -> Proof:
     name = f"rank {job.rank}: {job.final.name}/{job.file_name}"
+
+    def alive() -> None:
+        """The checkpoint itself is never touched: by now it may be in use by a job that has taken over."""
+        with suppress(OSError):  # rank 0 has decided, or there is one rank only, and nothing to touch
+            (job.proofs / job.file_name).touch()
+
     try:
-        found = {files.hash_on_disk(job.final / job.file_name)}
+        found = {files.hash_on_disk(job.final / job.file_name, alive)}
         if expected not in found:  # what is wrong on the disk is wrong again
-            found.add(files.hash_on_disk(job.final / job.file_name))
+            found.add(files.hash_on_disk(job.final / job.file_name, alive))
     except Exception as error:
         return Proof(unread=f"{name} cannot be read back, so that older checkpoints are kept: {error}")
     if expected in found:
@@ -48,7 +54,7 @@ def _follow(job: Job, own: Proof) -> Outcome:
     """Goes by what is there when rank 0 has decided."""
     if job.proofs.exists():
         report(job.proofs, job.rank, own.model_dump_json())
-    decided = await_decision(job, job.proofs, job.final)
+    decided = await_decision(job, job.proofs)
     if not job.committed:
         return Outcome(own.damage or "the file of another rank came back other than it was written")
     if not decided:
@@ -58,7 +64,7 @@ def _follow(job: Job, own: Proof) -> Outcome:
 
 def _lead(job: Job, own: Proof) -> Outcome:
     try:
-        reports, late = collect(job, job.proofs, job.final, job.stall_seconds)
+        reports, late = collect(job, job.proofs, job.stall_seconds)
         proofs = [own, *map(Proof.model_validate_json, reports), Proof(unread=late or None)]
     except Exception as error:
         proofs = [own, Proof(unread=str(error))]

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,9 @@ def test_a_checkpoint_that_comes_back_otherwise_is_neither_the_best_nor_the_last
 ) -> None:  # fmt: skip
     real, run = files.hash_on_disk, tmp_path / "run"
 
-    def hash_on_disk(path: Path) -> str:
+    def hash_on_disk(path: Path, alive: Callable[[], None]) -> str:
         if path.parent.name != bad:
-            return real(path)
+            return real(path, alive)
         time.sleep(0.5)  # meanwhile it is there, and training goes on
         return "other"
 
