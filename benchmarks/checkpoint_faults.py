@@ -1,4 +1,4 @@
-"""How each fault of a checkpoint ends: kill -9, full disks, damaged and hostile files.
+"""How each fault of a checkpoint ends: kill -9, full and bad disks, damaged and hostile files.
 
     python -m benchmarks.checkpoint_faults [--small] [--json FILE]
 
@@ -26,7 +26,9 @@ import torch
 
 from benchmarks.faults.at_rest import damage_cases
 from benchmarks.faults.cases import FAILED, Case, Row, run_all
+from benchmarks.faults.disk import prepare
 from benchmarks.faults.kill import SCENARIOS, kill_cases
+from benchmarks.faults.other_bytes import other_bytes_cases
 from benchmarks.faults.run import Shapes
 from benchmarks.faults.space import space_cases
 
@@ -89,7 +91,8 @@ def counts(rows: Iterable[Row]) -> Iterator[str]:
 def _cases(folder: Path, size: Size) -> list[Case]:
     kills = [case for name in size.scenarios
              for case in kill_cases(folder, Shapes(size.rows), name, size.stall_seconds, every=size.every)]  # fmt: skip
-    return [*kills, *space_cases(folder, size.stall_seconds), *damage_cases(folder, Shapes(24), size.flips)]
+    disk = prepare(folder, size.stall_seconds)
+    return [*kills, *space_cases(disk), *other_bytes_cases(disk), *damage_cases(folder, Shapes(24), size.flips)]
 
 
 def _watched(cases: list[Case], folder: Path, at_once: int) -> Iterator[Row]:

@@ -102,7 +102,7 @@ def _matters(point: Point) -> bool:
 
 def _with_bytes(point: Point, watch: Watch) -> list[Point]:
     """There are also points between the opening of a file and its fsync."""
-    if point.call != "open":
+    if point.call != "open" or not watch.written[point.path]:  # a file that is only touched has no bytes
         return [point]
     parts, size = PARTS if point.path.endswith(".safetensors") else (1 / 2,), watch.written[point.path]
     return [point, *(Point("write", point.path, nth=i, written=max(1, int(size * part)))

@@ -5,21 +5,16 @@ import resource
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from benchmarks.faults import mounts
 from benchmarks.faults.cases import Case
-from benchmarks.faults.kill import kill, two_ranks
+from benchmarks.faults.disk import SHARDS, STEPS, TEMPORARY, Disk, nothing_new, one_failure, refused
+from benchmarks.faults.kill import kill
 from benchmarks.faults.points import Point
-from benchmarks.faults.processes import Child, Result
-from benchmarks.faults.run import Ended, Shapes, check_whole, save, start, start_and_save
+from benchmarks.faults.run import Ended, check_whole, start
 
-STEPS = (2, 3, 4)  # that the ranks save; step 1 is there
-TEMPORARY = "step_00000002.tmp-a1"
-SHARDS = ("rank_00000.safetensors", "rank_00001.safetensors")
 FILE_LIMIT = 20_000  # bytes, less than a shard has
 FULL = "No space left on device|bytes are needed"
 FILLED_AT = {  # by another program, at a point of rank 0 or 1 while it saves step 2
@@ -31,36 +26,8 @@ FILLED_AT = {  # by another program, at a point of rank 0 or 1 while it saves st
 }
 
 
-@dataclass(frozen=True)
-class Disk:
-    """What each case begins with: a run folder that holds step 1."""
-
-    before: Path
-    shapes: Shapes
-    stall_seconds: float
-
-    def make(self, folder: Path, *, small: bool = True) -> Path:
-        """The run folder; small: on a disk of its own, of 1 MiB."""
-        run_dir = folder / "run"
-        if small:
-            mounts.tmpfs(run_dir, "size=1m,nr_inodes=100")
-        shutil.copytree(self.before, run_dir, dirs_exist_ok=True)
-        return run_dir
-
-    def save(self, run_dir: Path, steps: tuple[int, ...] = STEPS, **options: Any) -> list[Result]:
-        """Both ranks save; raises AssertionError if one does not live to its end."""
-        results = two_ranks(run_dir, shapes=self.shapes, keep_last=3, stall_seconds=self.stall_seconds, steps=steps,
-                            **options)  # fmt: skip
-        if any(result.error or (result.signal and options.get("act") is not kill) for result in results):
-            raise AssertionError(f"a rank did not live to its end: {results}")
-        return results
-
-
-def space_cases(folder: Path, stall_seconds: float) -> list[Case]:
+def space_cases(disk: Disk) -> list[Case]:
     """Full disks, limits of a file's size, and folders that cannot be written to."""
-    disk = Disk(folder / "before-space", Shapes(rows=480), stall_seconds)
-    result = Child(partial(save, disk.before, disk.shapes, [1], "a0")).result()
-    assert not result.error, result.error
     later, why_not = (STEPS[1], "a1"), mounts.why_not()
     case = partial(Case, "full disk", why_not=why_not)
     for_good = rf"not saved, failure 3 in a row: .*({FULL})"
@@ -101,10 +68,10 @@ def _filled(disk: Disk, fill: Callable[[Path], None], points: dict[int, Point], 
         if rank == 0 and step == STEPS[0] and not points:
             fill(run_dir)
         if rank == 0 and step == STEPS[1]:
-            _nothing_new(run_dir)
+            nothing_new(run_dir)
             shutil.rmtree(run_dir / "ballast")
 
-    return _one_failure(disk, run_dir, points=points, act=partial(fill, run_dir), before=before)
+    return one_failure(disk, run_dir, points=points, act=partial(fill, run_dir), before=before)
 
 
 def _limited(disk: Disk, folder: Path) -> Ended:
@@ -113,35 +80,17 @@ def _limited(disk: Disk, folder: Path) -> Ended:
 
     def before(rank: int, step: int) -> None:
         if rank == 0 and step == STEPS[1]:
-            _nothing_new(run_dir)
+            nothing_new(run_dir)
         limit = FILE_LIMIT if (rank, step) == (1, STEPS[0]) else resource.RLIM_INFINITY
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
-    return _one_failure(disk, run_dir, before=before)
-
-
-def _one_failure(disk: Disk, run_dir: Path, **options: Any) -> Ended:
-    ranks = [result.value for result in disk.save(run_dir, STEPS[:2], **options)]
-    if any(rank["saved"] != [None, STEPS[1]] or len(rank["said"]) != 1 for rank in ranks):
-        raise AssertionError(f"not one failure on each rank, and then a checkpoint: {ranks}")
-    return replace(start_and_save(run_dir, disk.shapes), text=ranks[0]["said"][0])
+    return one_failure(disk, run_dir, before=before)
 
 
 def _full_for_good(disk: Disk, folder: Path) -> Ended:
     run_dir = disk.make(folder)
     fill_bytes(run_dir)
-    return _refused(disk, run_dir)
-
-
-def _refused(disk: Disk, run_dir: Path) -> Ended:
-    """Three saves fail, both ranks refuse to go on; a start still continues from step 1."""
-    ranks = [result.value for result in disk.save(run_dir)]
-    if not all(rank["refused"] and rank["saved"] == [None] * 3 for rank in ranks):
-        raise AssertionError(f"not refused on both ranks: {ranks}")
-    _nothing_new(run_dir)
-    if (ended := start(run_dir, disk.shapes)).step != 1:
-        raise AssertionError(f"the start after the refusal: {ended}")
-    return Ended("refuses", text=ranks[0]["refused"])
+    return refused(disk, run_dir)
 
 
 def _full_at_start(disk: Disk, folder: Path) -> Ended:
@@ -160,12 +109,6 @@ def _killed(disk: Disk, run_dir: Path) -> None:
         raise AssertionError("nothing was left over")
 
 
-def _nothing_new(run_dir: Path) -> None:
-    names = [name for name in os.listdir(run_dir / "checkpoints") if "." not in name]
-    if names != ["step_00000001"]:
-        raise AssertionError(f"after a save that failed: {names}")
-
-
 def _read_only_cases(disk: Disk, why_not: str) -> list[Case]:
     case = partial(Case, "read-only folder", why_not=why_not)
     read_only = "Read-only file system|Permission denied"
@@ -181,7 +124,7 @@ def _read_only_cases(disk: Disk, why_not: str) -> list[Case]:
 def _read_only_saves(disk: Disk, folder: Path) -> Ended:
     run_dir = disk.make(folder, small=False)
     _read_only(run_dir)
-    return _refused(disk, run_dir)
+    return refused(disk, run_dir)
 
 
 def _read_only_start(disk: Disk, folder: Path, *, killed: bool) -> Ended:

@@ -56,6 +56,10 @@ def test_folder_that_cannot_be_written_to_is_refused_or_read(rows):
     assert ends(rows, "read-only folder") == {("continues", 1): 1, ("refuses", None): 2}
 
 
+def test_disk_that_gives_back_other_bytes_costs_one_save(rows):
+    assert ends(rows, "disk that gives back other bytes") == {("continues", 3): 4}
+
+
 def test_damaged_checkpoint_is_passed_over_for_an_older_one_or_refused(rows):
     older, alone = ends(rows, OLDER), ends(rows, ALONE)
     assert set(older) == {("continues", 1), ("continues", 2), ("refuses", None)}

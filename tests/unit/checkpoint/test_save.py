@@ -1,6 +1,7 @@
 """Saving: in the background, all or nothing, and nothing lost when it fails."""
 
 import threading
+import time
 
 import pytest
 import torch
@@ -200,6 +201,19 @@ def test_rank_0_that_never_commits_is_noticed(topology, job, state, meta):
     both.ranks[1].save(1, both.topology.cut(state(seed=1))[1], meta())
     both.wait()
     assert "rank 0 did not commit" in both.said[0]
+
+
+def test_rank_0_may_take_as_long_again_over_the_manifest(monkeypatch, topology, job, state):
+    """It waits for reports for `stall_seconds`; only then the others would be too early."""
+    both, real = job(topology(1, 2, 1), stall_seconds=0.5), commit._publish
+
+    def publish(running, parts):
+        time.sleep(0.8)
+        real(running, parts)
+
+    monkeypatch.setattr(commit, "_publish", publish)
+    both.save(1, state(seed=1))
+    assert (both.steps, both.said, [rank.saved_step for rank in both.ranks]) == ([1], [], [1, 1])
 
 
 def test_fragments_that_do_not_make_a_whole_are_not_committed(topology, job, state, meta):
