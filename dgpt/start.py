@@ -49,7 +49,8 @@ def _lease(config: LoopConfig, trained: int, runtime: Runtime) -> Iterator[Lease
             stale = config.resume.stale_lock_seconds
             lease = Lease.take(config.run_dir, processes.job_id(), requeues=processes.requeues(), stale_seconds=stale)
             leases.append(stack.enter_context(lease))
-            clean(Path(config.run_dir) / CHECKPOINTS)
+            for name in clean(Path(config.run_dir) / CHECKPOINTS):
+                print(f"removed what an earlier start left of a save of {name} that did not end", flush=True)
             check_space(config, trained)
 
         runtime.on_main(take)

@@ -37,6 +37,9 @@ def write_and_commit(job: Job, content: memoryview) -> tuple[Outcome, str]:
         part = _write_part(job, content)
         return (_follow if job.rank else _lead)(job, part), part.sha256
     except Exception as error:  # a file system that fails in the middle of a wait, no memory, no more threads
+        if job.rank == 0:
+            with suppress(OSError):  # nobody is to wait there for a decision
+                files.delete_folder(job.proofs, job.attempt)
         return Outcome(f"rank {job.rank}: {error}"), part.sha256
 
 

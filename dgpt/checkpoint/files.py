@@ -191,14 +191,14 @@ def delete_folder(path: Path, attempt: str) -> None:
     shutil.rmtree(doomed)
 
 
-def clean(root: Path) -> None:
+def clean(root: Path) -> list[str]:
     """Remove what an earlier process left unfinished; bring back a checkpoint whose replacement did not arrive.
 
-    Temporary folders are renamed first: should that process wake up, it finds nothing to commit. Raises UserError if
-    that is not possible.
+    Temporary folders are renamed first: should that process wake up, it finds nothing to commit. Returns the names of
+    the checkpoints whose saves had not ended. Raises UserError if it is not possible.
     """
     try:
-        _clean(root)
+        return _clean(root)
     except OSError as error:
         raise UserError(
             f"run_dir = '{root.parent}': what an earlier start left there cannot be removed: {error}",
@@ -207,9 +207,10 @@ def clean(root: Path) -> None:
         ) from None
 
 
-def _clean(root: Path) -> None:
+def _clean(root: Path) -> list[str]:
     if not root.is_dir():
-        return
+        return []
+    names = set()
     for old in sorted(root.glob("step_*.old-*/")):
         final = old.with_name(old.name.partition(".")[0])
         if final.exists():
@@ -217,9 +218,13 @@ def _clean(root: Path) -> None:
         else:
             old.rename(final)
     for unfinished in root.glob("step_*.tmp-*"):
-        doomed = unfinished.with_name(f"{unfinished.name.partition('.')[0]}.tmp-deleted-{uuid4().hex}")
+        name, _, kind = unfinished.name.partition(".")
+        doomed = unfinished.with_name(f"{name}.tmp-deleted-{uuid4().hex}")
+        if not kind.startswith("tmp-deleted-"):
+            names.add(name)
         with suppress(FileNotFoundError):
             unfinished.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
         with suppress(OSError):
             doomed.unlink(missing_ok=True)  # a file that stood where a checkpoint was to be
+    return sorted(names)

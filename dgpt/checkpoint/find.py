@@ -38,10 +38,10 @@ def find_latest(run_dir: str | Place, known_bad: Mapping[Place, str] | None = No
             skipped.append(error.summary)
     if skipped:
         reasons = "".join(f"\n  - {reason}" for reason in skipped)
-        fix = f"restore a checkpoint from a copy; to start anew at step 0, move the folder {FOLDER} away yourself"
+        fix = "restore a checkpoint from a copy; to start anew at step 0, give another run_dir, or move this one away"
         raise CheckpointError(root, f"none of the {len(skipped)} checkpoints here is whole:{reasons}", fix=fix)
     if renamed := _renamed(root):
-        fix = f"give it its name again, step_ and its step in 8 digits; to start anew, move the folder {FOLDER} away"
+        fix = "give it its name again, step_ and its step in 8 digits; to start anew, give another run_dir"
         raise CheckpointError(root, f"holds checkpoints under names that are none: {', '.join(renamed)}", fix=fix)
     return None
 

@@ -87,6 +87,7 @@ def show(folder: str | Place) -> str:
     lines = [
         f"{folder}",
         f"step {m.step}, {meta.tokens:,} tokens, {meta.samples:,} samples, loss {meta.loss}",
+        "NOT WHOLE: " + problem if (problem := _problem(folder, m)) else "whole, by the sizes of its files",
         f"written {m.created} by dgpt {m.dgpt}, torch {m.torch}; format {m.format}",
         f"topology: {mesh.world_size} ranks = dp {mesh.dp_size} x tp {mesh.tp}, ZeRO {mesh.zero_stage}",
         f"data {meta.data_hash}, tokenizer {meta.tokenizer_hash}",
@@ -106,13 +107,16 @@ def _row(folder: Place) -> Row:
         m = read_manifest(folder)
     except CheckpointError as error:
         return Row(folder, step, None, None, None, None, error.summary)
-    try:
-        check_sizes(folder, m)
-        problem = None
-    except CheckpointError as error:
-        problem = error.summary
     age = (datetime.now(UTC) - m.created).total_seconds()
-    return Row(folder, step, m.meta.tokens, m.meta.loss, m.bytes, age, problem)
+    return Row(folder, step, m.meta.tokens, m.meta.loss, m.bytes, age, _problem(folder, m))
+
+
+def _problem(folder: Place, manifest: Manifest) -> str | None:
+    try:
+        check_sizes(folder, manifest)
+    except CheckpointError as error:
+        return error.summary
+    return None
 
 
 def _damages(folder: Place, manifest: Manifest, advance: Advance) -> Iterator[Problem]:

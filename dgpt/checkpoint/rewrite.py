@@ -1,5 +1,6 @@
 """New checkpoints of weights alone, made of one checkpoint or of several, one parameter in memory at a time."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -33,6 +34,7 @@ def average(sources: Sequence[Found], output: Place, extra: Mapping[str, bytes],
     Raises UserError if the sources are not of one model and one tokenizer; else as `export`.
     """
     newest = newest_of(sources)
+    _check_different(sources)
     for other in sources:
         _check_alike(newest, other)
     return _rewrite(sources, newest, output, torch.float32, extra, progress)
@@ -82,6 +84,13 @@ def _check_weights(found: Found) -> None:
     if without or not found.manifest.tensors:
         raise UserError(f"checkpoint {found.folder} holds no weight of {without[0] if without else 'any tensor'}",
                         rule="the weights of a whole model are needed", fix="give another checkpoint")  # fmt: skip
+
+
+def _check_different(sources: Sequence[Found]) -> None:
+    folder, times = Counter(str(found.folder) for found in sources).most_common(1)[0]
+    if times > 1:
+        raise UserError(f"{folder} is given {times} times", rule="each checkpoint of a mean has the same weight in it",
+                        fix="name it once; a run folder stands for its best or its newest checkpoint")  # fmt: skip
 
 
 def _check_alike(newest: Found, other: Found) -> None:

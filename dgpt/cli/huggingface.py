@@ -28,7 +28,7 @@ def _export(subparsers: Verbs) -> None:
     parser.add_argument("--format", choices=("huggingface", "dgpt"), default="huggingface",
                         help="huggingface: transformers loads it without dgpt (default)")  # fmt: skip
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the weights (default: fp32)")
-    parser.add_argument("--max-shard-size", type=_size, default="5GB", metavar="SIZE",
+    parser.add_argument("--max-shard-size", type=_size, metavar="SIZE",
                         help="of a safetensors file of format huggingface (default: 5GB)")  # fmt: skip
 
 

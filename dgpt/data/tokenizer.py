@@ -135,7 +135,7 @@ def load_tokenizer(folder: Place) -> Tokenizer:
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"no tokenizer can be read from '{folder}': {error}",
                         rule=f"a prepared data folder and a run folder hold {SETTINGS_FILE} and the model it names",
-                        fix="run `dgpt prepare` again, or give the folder that it wrote") from None  # fmt: skip
+                        fix="copy it from the data folder, or `dgpt prepare` that again") from None  # fmt: skip
 
 
 def load_existing(config: TokenizerConfig) -> Tokenizer:

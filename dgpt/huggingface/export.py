@@ -17,7 +17,7 @@ from dgpt.huggingface.tensors import Pair, pairs
 from dgpt.huggingface.tokenizer import json_bytes, tokenizer_files
 from dgpt.storage import Place
 
-MAX_SHARD_BYTES = 5 << 30
+MAX_SHARD_BYTES = 5 * 10**9  # as transformers
 DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 

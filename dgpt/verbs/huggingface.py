@@ -4,18 +4,23 @@ import sys
 from argparse import Namespace
 
 from dgpt import outcome
+from dgpt.errors import UserError
 from dgpt.tables import size_text
 
 
 def export(options: Namespace) -> int:
     from dgpt.export import export, export_huggingface
+    from dgpt.huggingface.export import MAX_SHARD_BYTES
 
     progress = sys.stderr.isatty()
+    if options.format == "dgpt" and options.max_shard_size:
+        raise UserError("--max-shard-size with --format dgpt", rule="a checkpoint of dgpt has one file of weights",
+                        fix="leave it out, or export for transformers (--format huggingface)")  # fmt: skip
     if options.format == "dgpt":
         written = export(options.source, options.output, options.dtype, progress=progress)
     else:
-        written = export_huggingface(options.source, options.output, options.dtype, options.max_shard_size,
-                                     progress=progress)  # fmt: skip
+        written = export_huggingface(options.source, options.output, options.dtype,
+                                     options.max_shard_size or MAX_SHARD_BYTES, progress=progress)  # fmt: skip
     print(f"{options.output}: weights of step {written.step} in {options.dtype}, {size_text(written.bytes)}")
     return outcome.DONE
 

@@ -164,5 +164,5 @@ def test_no_whole_checkpoint_is_refused_on_all_ranks_and_never_step_0(
     assert ranks[0].errors == ranks[1].errors
     assert "none of the 2 checkpoints here is whole" in ranks[0].errors
     assert all(str(file_of(tmp_path, step, 1)) in ranks[0].errors for step in (2, STOP))
-    assert "to start anew at step 0, move the folder checkpoints away yourself" in ranks[0].errors
+    assert "to start anew at step 0, give another run_dir, or move this one away" in ranks[0].errors
     assert losses(tmp_path) == before

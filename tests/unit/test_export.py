@@ -68,6 +68,14 @@ def test_an_export_generates_the_same_text_with_nothing_else(
     assert all(torch.equal(tensor, weights(run)[name]) for name, tensor in weights(alone).items())
 
 
+def test_a_size_of_shards_is_refused_where_there_are_none(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = "--format", "dgpt", "--max-shard-size", "1GB"
+    assert main(["export", str(run), str(tmp_path / "model"), *options]) == MISTAKE
+    assert "dgpt: --max-shard-size with --format dgpt\n" in capsys.readouterr().err
+
+
 def test_bf16_is_rounded_once_and_generates(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(run), str(tmp_path / "model"), "--format", "dgpt", "--dtype", "bf16"]) == DONE
     exact = weights(run)
@@ -99,6 +107,14 @@ def test_an_average_generates_and_is_the_mean(run: Path, tmp_path: Path, capsys:
     for name, tensor in weights(tmp_path / "mean").items():
         assert torch.equal(tensor, ((first[name].double() + second[name].double()) / 2).float())
     assert sample(tmp_path / "mean", capsys).startswith("ab")
+
+
+def test_an_average_of_one_given_twice_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    newest = str(run / "checkpoints" / "step_00000002")
+    assert main(["checkpoint", "average", str(run), newest, "--output", str(tmp_path / "mean")]) == MISTAKE
+    assert f"{newest} is given 2 times" in capsys.readouterr().err
 
 
 def test_another_tokenizer_is_refused_by_generate_and_verify(

@@ -136,6 +136,14 @@ def test_average_of_one_is_refused(run, tmp_path, capsys):
     assert "average of one checkpoint" in capsys.readouterr().err
 
 
+def test_show_says_whether_it_is_whole(run, capsys):
+    assert main(["checkpoint", "show", str(folder_of(run, 6))]) == DONE
+    assert "\nwhole, by the sizes of its files\n" in capsys.readouterr().out
+    cut(run, 6)
+    assert main(["checkpoint", "show", str(folder_of(run, 6))]) == DONE
+    assert f"\nNOT WHOLE: {folder_of(run, 6)}/rank_00000.safetensors: expected " in capsys.readouterr().out
+
+
 def test_prune_refuses_the_folder_of_a_run_that_is_going_on(run, capsys):
     with Lease.take(run):
         assert main(["checkpoint", "prune", str(run), "--keep-last", "1"]) == MISTAKE

@@ -57,7 +57,7 @@ def test_no_whole_checkpoint_is_refused_with_every_reason(folder):
     text = str(caught.value)
     assert "step_00000002/manifest.json: No such file" in text
     assert "step_00000001/rank_00001.safetensors: expected" in text
-    assert "move the folder checkpoints away" in text
+    assert "to start anew at step 0, give another run_dir" in text
 
 
 def test_damaged_checkpoint_that_is_asked_for_by_name_is_refused(folder):

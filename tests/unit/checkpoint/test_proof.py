@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dgpt.checkpoint import Checkpointer, files, verify
+from dgpt.checkpoint.job import Job
 from dgpt.checkpoint.read import read_manifest
 
 
@@ -190,6 +191,25 @@ def test_the_ranks_can_meet_as_soon_as_it_is_there_and_nothing_is_left_if_it_is_
     monkeypatch.setattr(files, "replace_folder", replace_folder)
     both.save(1, state(seed=1))
     assert (seen, both.steps, both.leftovers) == ([True], [], [])
+
+
+def test_no_rank_waits_for_a_decision_when_rank_0_cannot_see_whether_it_has_committed(
+    monkeypatch, topology, job, state
+):
+    both, replace, wrote = job(topology(1, 2, 1), stall_seconds=1000), files.replace_folder, Job.wrote
+
+    def replace_folder(new, final, attempt):
+        replace(new, final, attempt)
+        raise OSError(5, "Input/output error")
+
+    def of_rank_1(one, folder):
+        return wrote(one, folder) if one.rank else replace_folder(folder, folder, "")
+
+    monkeypatch.setattr(files, "replace_folder", replace_folder)
+    monkeypatch.setattr(Job, "wrote", of_rank_1)
+    both.save(1, state(seed=1))
+    assert (both.steps, both.leftovers, len(both.said)) == ([1], [], 1)
+    assert [rank.saved_step for rank in both.ranks] == [None, 1]
 
 
 @pytest.fixture
