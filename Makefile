@@ -14,7 +14,7 @@ NPROC  ?= 2
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pretrain test test-cluster test-units test-slurm slurm lint bench clean
+.PHONY: help setup pretrain test test-ranks test-units test-launch test-cluster test-slurm slurm lint bench clean
 
 help:
 	@sed -n '1,/^$$/s/^# //p' Makefile
@@ -51,17 +51,24 @@ lint: $(VENV)/installed-dev
 slurm:
 	sh tests/slurm/install.sh
 
-# Ranks want both cores for themselves; the cluster mostly waits, and the units need one.
-test: lint slurm
-	@code=0; $(BIN)/pytest tests/distributed tests/gpu || code=1; \
-	$(MAKE) --no-print-directory --keep-going --jobs 2 test-cluster test-units || code=1; exit $$code
+# Two at a time, those with an eye on the clock last: ranks keep both cores busy, launchers and clusters mostly wait.
+test:
+	@$(MAKE) --no-print-directory --jobs 2 lint slurm
+	@code=0; for pair in "test-ranks test-units" "test-launch test-cluster"; do \
+	$(MAKE) --no-print-directory --keep-going --jobs 2 $$pair || code=1; done; exit $$code
+
+test-ranks: $(VENV)/installed-dev
+	@$(BIN)/pytest tests/distributed tests/gpu
+
+test-launch: $(VENV)/installed-dev
+	@$(BIN)/pytest tests/launch
+
+# These two run beside another, and are printed when they have ended.
+test-units: $(VENV)/installed-dev
+	@$(BIN)/pytest tests/unit > $(VENV)/units.log 2>&1; code=$$?; cat $(VENV)/units.log; exit $$code
 
 test-cluster: $(VENV)/installed-dev
-	@echo "tests/slurm runs beside tests/unit, and is printed when it has ended"
 	@$(BIN)/pytest tests/slurm > $(VENV)/cluster.log 2>&1; code=$$?; cat $(VENV)/cluster.log; exit $$code
-
-test-units: $(VENV)/installed-dev
-	@$(BIN)/pytest tests/unit
 
 test-slurm: $(VENV)/installed-dev slurm
 	$(BIN)/pytest tests/slurm -m ""

@@ -38,8 +38,7 @@ def write_and_commit(job: Job, content: memoryview) -> tuple[Outcome, str]:
         return (_follow if job.rank else _lead)(job, part), part.sha256
     except Exception as error:  # a file system that fails in the middle of a wait, no memory, no more threads
         if job.rank == 0:
-            with suppress(OSError):  # nobody is to wait there for a decision
-                files.delete_folder(job.proofs, job.attempt)
+            _abandon(job)
         return Outcome(f"rank {job.rank}: {error}"), part.sha256
 
 
@@ -95,10 +94,15 @@ def _commit(job: Job, own: Part) -> str | None:
     except Exception as error:
         reason = f"{own.error}; {error}" if own.error else str(error)
     if not job.committed:
-        for folder in (job.folder, job.proofs):
-            with suppress(OSError):  # what cannot be deleted now is cleaned at the next start
-                files.delete_folder(folder, job.attempt)
+        _abandon(job)
     return reason
+
+
+def _abandon(job: Job) -> None:
+    """Nobody is to wait for a decision. What cannot be deleted now is cleaned at the next start."""
+    for folder in (job.folder, job.proofs):
+        with suppress(OSError):
+            files.delete_folder(folder, job.attempt)
 
 
 def _publish(job: Job, parts: list[Part]) -> None:

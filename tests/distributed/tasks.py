@@ -18,5 +18,5 @@ def tiny(*overrides: str) -> RunConfig:
     return load_config(None, [*TINY, *overrides])
 
 
-def curve(runtime: Runtime, config: RunConfig, dtype: torch.dtype = torch.float32, steps: int = 8) -> Curve:
+def curve(runtime: Runtime, config: RunConfig, dtype: torch.dtype = torch.float32, steps: int = 5) -> Curve:
     return run_curve(config, runtime, steps, dtype)

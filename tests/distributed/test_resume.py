@@ -143,9 +143,12 @@ def test_all_ranks_fall_back_together_from_a_damaged_checkpoint(
     start(pool, tiny_data, run_dir, shape, "checkpoint.every_steps=2", stop_after=STOP)
     damaged = file_of(run_dir, STOP, shape.world - 1)
     flip_bit(damaged)
+    (run_dir / "checkpoints" / "step_00000005.tmp-killed").mkdir()
     ranks = start(pool, tiny_data, run_dir, shape, "checkpoint.every_steps=2")
     assert re.search(rf"passed over .*{damaged}: expected sha256 \w+, found \w+\n", ranks[0].output)
     assert "resuming at step 2 from step_00000002," in ranks[0].output
+    left = "removed what an earlier start left of a save of step_00000005 that did not end\n"
+    assert "".join(rank.output for rank in ranks).count(left) == 1
     assert [(rank.code, rank.state) for rank in ranks] == [(DONE, rank.state) for rank in whole]
     assert losses(run_dir) == losses(tmp_path / "whole")
 

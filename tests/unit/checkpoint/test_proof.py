@@ -129,7 +129,7 @@ def test_a_manifest_that_cannot_be_opened_for_once_costs_nothing(monkeypatch, tm
 
 def test_a_rank_that_does_not_say_what_it_reads_does_not_cost_the_checkpoint(read_back, topology, job, state, meta):
     """It may come back when rank 0 has decided: then it waits for nobody."""
-    both, held = job(topology(1, 2, 1), keep_last=1, stall_seconds=1.0), threading.Event()
+    both, held = job(topology(1, 2, 1), keep_last=1, stall_seconds=2.0), threading.Event()
     both.save(1, state(seed=1))
     read_back[1] = lambda path: held.wait(timeout=30)
     for rank, fragments in zip(both.ranks, both.topology.cut(state(seed=1)), strict=True):
@@ -139,7 +139,7 @@ def test_a_rank_that_does_not_say_what_it_reads_does_not_cost_the_checkpoint(rea
     held.set()
     begun = time.monotonic()
     both.wait()
-    assert time.monotonic() - begun < 1.5  # and not twice the patience of rank 0
+    assert time.monotonic() - begun < 3  # and not twice the patience of rank 0
     assert (both.steps, both.leftovers, len(both.said)) == ([1, 2], [], 1)
     assert [rank.saved_step for rank in both.ranks] == [2, 2]
 
@@ -161,12 +161,12 @@ def test_reading_for_long_is_a_sign_of_life(slow, monkeypatch, topology, job, st
     real = files.hash_on_disk
 
     def hash_on_disk(path, alive):
-        for _ in range(15 if path.stem == f"rank_0000{slow}" else 0):
+        for _ in range(25 if path.stem == f"rank_0000{slow}" else 0):
             time.sleep(0.1)
             alive()
         return real(path, alive)
 
-    three = job(topology(1, 3, 1), stall_seconds=0.5)  # rank 2 hears of rank 0 that it still collects
+    three = job(topology(1, 3, 1), stall_seconds=1.0)  # rank 2 hears of rank 0 that it still collects
     monkeypatch.setattr(files, "hash_on_disk", hash_on_disk)
     three.save(1, state(seed=1))
     assert (three.steps, three.leftovers, three.said) == ([1], [], [])

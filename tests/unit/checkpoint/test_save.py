@@ -205,10 +205,10 @@ def test_rank_0_that_never_commits_is_noticed(topology, job, state, meta):
 
 def test_rank_0_may_take_as_long_again_over_the_manifest(monkeypatch, topology, job, state):
     """It waits for reports for `stall_seconds`; only then the others would be too early."""
-    both, real = job(topology(1, 2, 1), stall_seconds=0.5), commit._publish
+    both, real = job(topology(1, 2, 1), stall_seconds=1.5), commit._publish
 
     def publish(running, parts):
-        time.sleep(0.8)
+        time.sleep(2.2)
         real(running, parts)
 
     monkeypatch.setattr(commit, "_publish", publish)
