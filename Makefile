@@ -65,9 +65,11 @@ test-launch: $(VENV)/installed-dev
 
 # These two run beside another, and are printed when they have ended.
 test-units: $(VENV)/installed-dev
+	@echo "tests/unit runs, and is printed at its end; until then see $(VENV)/units.log"
 	@$(BIN)/pytest tests/unit > $(VENV)/units.log 2>&1; code=$$?; cat $(VENV)/units.log; exit $$code
 
 test-cluster: $(VENV)/installed-dev
+	@echo "tests/slurm runs, and is printed at its end; until then see $(VENV)/cluster.log"
 	@$(BIN)/pytest tests/slurm > $(VENV)/cluster.log 2>&1; code=$$?; cat $(VENV)/cluster.log; exit $$code
 
 test-slurm: $(VENV)/installed-dev slurm

@@ -46,7 +46,7 @@ class Size:
 
 
 FULL = Size(100_000, tuple(SCENARIOS), every=True, flips=1000, stall_seconds=3.0, at_once=8)  # 12 MB: 2 chunks of 8 MiB
-SMALL = Size(24, tuple(SCENARIOS)[-1:], every=False, flips=60, stall_seconds=2.0, at_once=16)
+SMALL = Size(24, tuple(SCENARIOS)[-1:], every=False, flips=60, stall_seconds=4.0, at_once=16)
 
 
 def main() -> None:

@@ -50,7 +50,7 @@ def _lease(config: LoopConfig, trained: int, runtime: Runtime) -> Iterator[Lease
             lease = Lease.take(config.run_dir, processes.job_id(), requeues=processes.requeues(), stale_seconds=stale)
             leases.append(stack.enter_context(lease))
             for name in clean(Path(config.run_dir) / CHECKPOINTS):
-                print(f"removed what an earlier start left of a save of {name} that did not end", flush=True)
+                print(f"the save of {name} by an earlier start did not end: what it left is cleaned up", flush=True)
             check_space(config, trained)
 
         runtime.on_main(take)

@@ -70,7 +70,7 @@ def refused(disk: Disk, run_dir: Path) -> Ended:
 
 
 def nothing_new(run_dir: Path) -> None:
-    """Raises AssertionError if there is a checkpoint, or anything else, but step 1."""
+    """Raises AssertionError if there is a checkpoint but step 1."""
     names = [name for name in os.listdir(run_dir / "checkpoints") if "." not in name]
     if names != ["step_00000001"]:
         raise AssertionError(f"after a save that failed: {names}")

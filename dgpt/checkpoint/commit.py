@@ -2,8 +2,8 @@
 
 All ranks write to one temporary folder. Each ends by writing a small report there. Rank 0 waits for all reports, then
 writes the manifest and renames the folder; or, if one failed, deletes it. The others wait for the folder to disappear,
-and see from the final name which of the two it was. A rank that dies leaves the rest waiting: they give up when
-nothing in the folder has grown for `stall_seconds`.
+and see from the final name which of the two it was. A rank that dies leaves the rest waiting: rank 0 gives up when
+nothing in the folder has grown for `stall_seconds`, the others after twice that.
 
 Nobody but the holder of the run folder commits (dgpt.lease). A new holder first renames all temporary folders away; so
 one that lost the lease either sees it when it asks, just before its rename, or finds nothing to rename.
@@ -37,8 +37,6 @@ def write_and_commit(job: Job, content: memoryview) -> tuple[Outcome, str]:
         part = _write_part(job, content)
         return (_follow if job.rank else _lead)(job, part), part.sha256
     except Exception as error:  # a file system that fails in the middle of a wait, no memory, no more threads
-        if job.rank == 0:
-            _abandon(job)
         return Outcome(f"rank {job.rank}: {error}"), part.sha256
 
 
@@ -54,7 +52,16 @@ def _follow(job: Job, part: Part) -> Outcome:
 
 def _lead(job: Job, part: Part) -> Outcome:
     problem = _commit(job, part)
-    return Outcome(None, problem) if problem is None or job.committed else Outcome(problem)
+    if problem is None:
+        return Outcome(None)
+    try:
+        if job.committed:
+            return Outcome(None, problem)
+    except OSError as error:
+        problem = f"{problem}; nor can be seen whether {job.final.name} is there: {error}"
+        job.ledger.damaged[job.final] = problem  # should it be, it neither counts nor goes
+    _abandon(job)
+    return Outcome(problem)
 
 
 def _write_part(job: Job, content: memoryview) -> Part:
@@ -93,8 +100,6 @@ def _commit(job: Job, own: Part) -> str | None:
         reason = "; ".join(errors)
     except Exception as error:
         reason = f"{own.error}; {error}" if own.error else str(error)
-    if not job.committed:
-        _abandon(job)
     return reason
 
 

@@ -195,7 +195,7 @@ def clean(root: Path) -> list[str]:
     """Remove what an earlier process left unfinished; bring back a checkpoint whose replacement did not arrive.
 
     Temporary folders are renamed first: should that process wake up, it finds nothing to commit. Returns the names of
-    the checkpoints whose saves had not ended. Raises UserError if it is not possible.
+    checkpoints that do not exist because their saves did not end. Raises UserError if it is not possible.
     """
     try:
         return _clean(root)
@@ -220,7 +220,7 @@ def _clean(root: Path) -> list[str]:
     for unfinished in root.glob("step_*.tmp-*"):
         name, _, kind = unfinished.name.partition(".")
         doomed = unfinished.with_name(f"{name}.tmp-deleted-{uuid4().hex}")
-        if not kind.startswith("tmp-deleted-"):
+        if not kind.startswith("tmp-deleted-") and not (root / name).exists():
             names.add(name)
         with suppress(FileNotFoundError):
             unfinished.rename(doomed)

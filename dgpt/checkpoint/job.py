@@ -1,6 +1,7 @@
 """One save of one rank, and what a process knows of the checkpoints of its run."""
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -90,6 +91,9 @@ class Job:
 
     @property
     def committed(self) -> bool:
+        """Whether the checkpoint is there and of this save. Looks again if it cannot see; raises OSError as `wrote`."""
+        with suppress(OSError):
+            return self.wrote(self.final)
         return self.wrote(self.final)
 
     def wrote(self, folder: Path) -> bool:

@@ -1,7 +1,7 @@
 """Ranks that meet in a folder, without collectives: each leaves a report there, and rank 0 decides.
 
-The others wait for the folder to disappear. A rank that dies leaves the rest waiting: they give up when nothing has
-changed for `stall_seconds`.
+The others wait for the folder to disappear. A rank that dies leaves the rest waiting: rank 0 gives up when nothing has
+changed for `stall_seconds`, the others after twice that.
 """
 
 import os
@@ -81,8 +81,8 @@ def _signs_of_rank_0(folder: Path) -> list[tuple[int, int]]:
 
 
 def signs(folder: Path) -> tuple[int, int]:
-    """Of ranks that write or read: bytes, and when a file was last touched."""
+    """Of ranks that write or read: bytes, and a number that changes when one is touched (by clocks that may differ)."""
     with suppress(OSError), os.scandir(folder) as entries:
         states = [entry.stat(follow_symlinks=False) for entry in entries]
-        return sum(state.st_size for state in states), max((state.st_mtime_ns for state in states), default=0)
+        return sum(state.st_size for state in states), sum(state.st_mtime_ns for state in states)
     return 0, 0

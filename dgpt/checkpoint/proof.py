@@ -34,8 +34,8 @@ def _read_back(job: Job, expected: str) -> Proof:
     name = f"rank {job.rank}: {job.final.name}/{job.file_name}"
 
     def alive() -> None:
-        """The checkpoint itself is never touched: by now it may be in use by a job that has taken over."""
-        with suppress(OSError):  # rank 0 has decided, or there is one rank only, and nothing to touch
+        """No file of the checkpoint is touched: by now it may be in use by a job that has taken over."""
+        with suppress(OSError):  # rank 0 has decided; or there is one rank only; or no room for a name: then it is late
             (job.proofs / job.file_name).touch()
 
     try:

@@ -79,7 +79,10 @@ def inspect(folders: Sequence[Place], *, progress: bool = False) -> dict[Place, 
 
 
 def show(folder: str | Place) -> str:
-    """Progress, topology, sizes, tensors and settings of a checkpoint as text. Raises CheckpointError."""
+    """Progress, topology, sizes, tensors and settings of a checkpoint as text, and whether all its files are there.
+
+    Raises CheckpointError if the manifest is damaged.
+    """
     folder = place(folder)
     m = read_manifest(folder)
     mesh, meta = m.mesh, m.meta

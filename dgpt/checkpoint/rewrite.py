@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ def export(
 def average(sources: Sequence[Found], output: Place, extra: Mapping[str, bytes], *, progress: bool = False) -> Manifest:
     """Write the mean of the weights in fp32, summed in fp64; settings and progress are those of the newest source.
 
-    Raises UserError if the sources are not of one model and one tokenizer; else as `export`.
+    Raises UserError if the sources are not of one model and one tokenizer, or one is given twice; else as `export`.
     """
     newest = newest_of(sources)
     _check_different(sources)
@@ -87,7 +88,8 @@ def _check_weights(found: Found) -> None:
 
 
 def _check_different(sources: Sequence[Found]) -> None:
-    folder, times = Counter(str(found.folder) for found in sources).most_common(1)[0]
+    folders = (found.folder.resolve() if isinstance(found.folder, Path) else found.folder for found in sources)
+    folder, times = Counter(map(str, folders)).most_common(1)[0]
     if times > 1:
         raise UserError(f"{folder} is given {times} times", rule="each checkpoint of a mean has the same weight in it",
                         fix="name it once; a run folder stands for its best or its newest checkpoint")  # fmt: skip

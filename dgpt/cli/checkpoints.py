@@ -20,7 +20,8 @@ def _list(actions: Verbs) -> None:
 
 
 def _show(actions: Verbs) -> None:
-    parser = add_verb(actions, "show", checkpoints.show, "progress, topology and tensors of a checkpoint")
+    text = "progress, topology and tensors of a checkpoint, and whether it is whole by its sizes"
+    parser = add_verb(actions, "show", checkpoints.show, text)
     parser.add_argument("path", type=place, metavar="PATH", help=CHECKPOINT)
 
 

@@ -14,10 +14,11 @@ UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3}
 def _size(text: str) -> int:
     """Bytes of 5GB (10^9, as transformers counts) or 4GiB (2^30)."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([KMG]?)(i?)B?", text, re.IGNORECASE)
-    if match is None or not float(match[1]):
+    unit = UNITS[match[2].upper()] if match else 0
+    size = int(float(match[1]) * (unit if not match[3] else 1 << 10 * len(str(unit)) // 3)) if match else 0
+    if not size:
         raise argparse.ArgumentTypeError(f"{text} is not a size such as 5GB, 500MB or 4GiB")
-    unit = UNITS[match[2].upper()]
-    return int(float(match[1]) * (unit if not match[3] else 1 << 10 * len(str(unit)) // 3))
+    return size
 
 
 def _export(subparsers: Verbs) -> None:

@@ -13,7 +13,7 @@ def export(options: Namespace) -> int:
     from dgpt.huggingface.export import MAX_SHARD_BYTES
 
     progress = sys.stderr.isatty()
-    if options.format == "dgpt" and options.max_shard_size:
+    if options.format == "dgpt" and options.max_shard_size is not None:
         raise UserError("--max-shard-size with --format dgpt", rule="a checkpoint of dgpt has one file of weights",
                         fix="leave it out, or export for transformers (--format huggingface)")  # fmt: skip
     if options.format == "dgpt":

@@ -9,7 +9,7 @@ from dgpt.runtime import Runtime
 TINY = (
     "model.n_layer=2", "model.n_head=4", "model.n_embd=32", "model.seq_len=16", "model.vocab_size=96",
     "model.vocab_multiple=32", "model.init_std=0.1", "training.global_batch_size=8", "training.micro_batch_size=2",
-    "training.loss_chunk_tokens=24", "training.steps=8", "schedule.warmup_steps=0", "optimizer.lr=1e-3",
+    "training.loss_chunk_tokens=24", "training.steps=5", "schedule.warmup_steps=0", "optimizer.lr=1e-3",
 )  # fmt: skip
 
 

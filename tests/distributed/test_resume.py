@@ -147,7 +147,7 @@ def test_all_ranks_fall_back_together_from_a_damaged_checkpoint(
     ranks = start(pool, tiny_data, run_dir, shape, "checkpoint.every_steps=2")
     assert re.search(rf"passed over .*{damaged}: expected sha256 \w+, found \w+\n", ranks[0].output)
     assert "resuming at step 2 from step_00000002," in ranks[0].output
-    left = "removed what an earlier start left of a save of step_00000005 that did not end\n"
+    left = "the save of step_00000005 by an earlier start did not end: what it left is cleaned up\n"
     assert "".join(rank.output for rank in ranks).count(left) == 1
     assert [(rank.code, rank.state) for rank in ranks] == [(DONE, rank.state) for rank in whole]
     assert losses(run_dir) == losses(tmp_path / "whole")

@@ -110,7 +110,8 @@ def test_overrides_may_stand_before_and_after_options(capsys: pytest.CaptureFixt
      ("pretrain", "x.toml", "--npro", "2"), ("pretrain", "x.toml", "seed=1", "--lr", "3"), ("checkpoint", "drop", "x"),
      ("checkpoint",), ("checkpoint", "list", "x", "y"), ("checkpoint", "diff", "x"), ("checkpoint", "average", "x"),
      ("export", "x"), ("export", "x", "y", "--dtype", "fp8"),
-     ("export", "x", "y", "--max-shard-size", "0"), ("export", "x", "y", "--max-shard-size", "5 tons"), ("import", "x"),
+     ("export", "x", "y", "--max-shard-size", "0"), ("export", "x", "y", "--max-shard-size", "0.5"),
+     ("export", "x", "y", "--max-shard-size", "5 tons"), ("import", "x"),
      ("generate",), ("generate", "x", "--temprature", "1")],
     ids=" ".join,
 )  # fmt: skip

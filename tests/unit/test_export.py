@@ -113,7 +113,8 @@ def test_an_average_of_one_given_twice_is_refused(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     newest = str(run / "checkpoints" / "step_00000002")
-    assert main(["checkpoint", "average", str(run), newest, "--output", str(tmp_path / "mean")]) == MISTAKE
+    again = f"{run}/../{run.name}"
+    assert main(["checkpoint", "average", again, newest, "--output", str(tmp_path / "mean")]) == MISTAKE
     assert f"{newest} is given 2 times" in capsys.readouterr().err
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from dgpt.checkpoint import Checkpointer, files, verify
 from dgpt.checkpoint.job import Job
+from dgpt.checkpoint.meet import signs
 from dgpt.checkpoint.read import read_manifest
 
 
@@ -95,7 +96,7 @@ def test_bytes_that_are_right_when_they_are_read_again_are_right(read_back, monk
 
 
 def test_damage_counts_though_another_rank_is_silent(read_back, topology, job, state, meta):
-    three, held = job(topology(1, 3, 1), stall_seconds=1.0), threading.Event()
+    three, held = job(topology(1, 3, 1), stall_seconds=2.0), threading.Event()
     read_back[1], read_back[2] = flip, lambda path: held.wait(timeout=30)
     for rank, fragments in zip(three.ranks, three.topology.cut(state(seed=1)), strict=True):
         rank.save(1, fragments, meta())
@@ -145,7 +146,7 @@ def test_a_rank_that_does_not_say_what_it_reads_does_not_cost_the_checkpoint(rea
 
 
 def test_rank_0_that_never_decides_does_not_cost_it_either(read_back, topology, job, state, meta):
-    both, held = job(topology(1, 2, 1), stall_seconds=0.7), threading.Event()
+    both, held = job(topology(1, 2, 1), stall_seconds=1.5), threading.Event()
     read_back[0] = lambda path: held.wait(timeout=30)
     for rank, fragments in zip(both.ranks, both.topology.cut(state(seed=1)), strict=True):
         rank.save(1, fragments, meta())
@@ -172,6 +173,15 @@ def test_reading_for_long_is_a_sign_of_life(slow, monkeypatch, topology, job, st
     assert (three.steps, three.leftovers, three.said) == ([1], [], [])
 
 
+def test_a_rank_whose_clock_is_ahead_hides_no_other(tmp_path):
+    for name, seconds in (("ahead", 2e9), ("right", 1e9)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (seconds, seconds))
+    before = signs(tmp_path)
+    os.utime(tmp_path / "right", (1e9, 1e9 + 1))
+    assert signs(tmp_path) != before
+
+
 def test_nothing_in_the_checkpoint_is_touched(read_back, topology, job, state):
     """A job that wakes up here may not be the one that writes to the run folder any more."""
     both, before = job(topology(1, 2, 1)), {}
@@ -196,20 +206,26 @@ def test_the_ranks_can_meet_as_soon_as_it_is_there_and_nothing_is_left_if_it_is_
 def test_no_rank_waits_for_a_decision_when_rank_0_cannot_see_whether_it_has_committed(
     monkeypatch, topology, job, state
 ):
-    both, replace, wrote = job(topology(1, 2, 1), stall_seconds=1000), files.replace_folder, Job.wrote
+    both, replace, wrote = job(topology(1, 2, 1), keep_last=2, stall_seconds=15), files.replace_folder, Job.wrote
 
     def replace_folder(new, final, attempt):
         replace(new, final, attempt)
-        raise OSError(5, "Input/output error")
+        fail(final)
 
     def of_rank_1(one, folder):
-        return wrote(one, folder) if one.rank else replace_folder(folder, folder, "")
+        return wrote(one, folder) if one.rank else fail(folder)
 
     monkeypatch.setattr(files, "replace_folder", replace_folder)
     monkeypatch.setattr(Job, "wrote", of_rank_1)
+    begun = time.monotonic()
     both.save(1, state(seed=1))
+    assert time.monotonic() - begun < 15
     assert (both.steps, both.leftovers, len(both.said)) == ([1], [], 1)
     assert [rank.saved_step for rank in both.ranks] == [None, 1]
+    monkeypatch.undo()
+    for step in (2, 3, 4):
+        both.save(step, state(seed=1))
+    assert both.steps == [1, 3, 4]  # the first, not known to be whole, neither counts nor goes
 
 
 @pytest.fixture

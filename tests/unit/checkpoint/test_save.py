@@ -280,7 +280,7 @@ def test_attempt_that_cannot_be_a_name_is_refused(tmp_path, topology):
 
 def test_cleaning_up_names_the_saves_that_did_not_end(tmp_path, topology, job, state):
     folder = job(topology(1, 1, 1)).save(1, state(seed=1))
-    for name in ("3.tmp-a1", "3.tmp-a1-proofs", "2.tmp-a0", "1.tmp-deleted-a1"):
+    for name in ("3.tmp-a1", "3.tmp-a1-proofs", "2.tmp-a0", "1.tmp-a1-proofs", "4.tmp-deleted-a1"):
         (folder.parent / f"step_0000000{name}").mkdir()
     assert files.clean(folder.parent) == ["step_00000002", "step_00000003"]
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]

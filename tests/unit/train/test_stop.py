@@ -1,4 +1,4 @@
-"""Stopper: signals and the stop file. That several ranks stop at one step is in tests/distributed/test_launch.py."""
+"""Stopper: signals and the stop file. That several ranks stop at one step is in tests/launch/test_launch.py."""
 
 import os
 import signal
