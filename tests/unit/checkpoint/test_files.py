@@ -1,4 +1,4 @@
-"""Files are written as given, whether or not the page cache can be passed by."""
+"""Files are written as given, whether or not the page cache can be passed by; what is read back comes from the disk."""
 
 import io
 import os
@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dgpt.checkpoint import files
+from dgpt.checkpoint.meet import signs
 
 
 @pytest.fixture
@@ -70,3 +71,28 @@ def test_full_disk_is_not_taken_for_a_refusal(tmp_path, memory, refuse):
     refuse(1, ENOSPC)
     with pytest.raises(OSError, match="No space left"):
         files.write_hashed(tmp_path / "file", [memory(0)])
+
+
+def test_the_disk_is_asked_not_the_page_cache(monkeypatch, tmp_path):
+    told = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, start, length, advice: told.append((start, length, advice)))
+    (tmp_path / "file").write_bytes(os.urandom(3_000_000))
+    assert files.hash_on_disk(tmp_path / "file", lambda: None) == files.hash_file(tmp_path / "file")
+    assert told == [(0, end, os.POSIX_FADV_DONTNEED) for end in (0, 1 << 20, 2 << 20, 3_000_000)]
+
+
+def test_reading_back_says_now_and_then_that_it_goes_on(monkeypatch, tmp_path):
+    told = []
+    monkeypatch.setattr(files, "SYNC_BYTES", 1 << 20)
+    (tmp_path / "file").write_bytes(bytes(5 << 19))
+    files.hash_on_disk(tmp_path / "file", lambda: told.append(1))
+    assert len(told) == 3  # before the first byte, too
+
+
+def test_a_rank_whose_clock_is_ahead_hides_no_other(tmp_path):
+    for name, seconds in (("ahead", 2e9), ("right", 1e9)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (seconds, seconds))
+    before = signs(tmp_path)
+    os.utime(tmp_path / "right", (1e9, 1e9 + 1))
+    assert signs(tmp_path) != before

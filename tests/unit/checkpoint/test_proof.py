@@ -1,6 +1,5 @@
 """After the commit each rank reads its file back. What came back otherwise is withdrawn; nothing old goes before."""
 
-import os
 import threading
 import time
 from pathlib import Path
@@ -9,7 +8,6 @@ import pytest
 
 from dgpt.checkpoint import Checkpointer, files, verify
 from dgpt.checkpoint.job import Job
-from dgpt.checkpoint.meet import signs
 from dgpt.checkpoint.read import read_manifest
 
 
@@ -173,15 +171,6 @@ def test_reading_for_long_is_a_sign_of_life(slow, monkeypatch, topology, job, st
     assert (three.steps, three.leftovers, three.said) == ([1], [], [])
 
 
-def test_a_rank_whose_clock_is_ahead_hides_no_other(tmp_path):
-    for name, seconds in (("ahead", 2e9), ("right", 1e9)):
-        (tmp_path / name).touch()
-        os.utime(tmp_path / name, (seconds, seconds))
-    before = signs(tmp_path)
-    os.utime(tmp_path / "right", (1e9, 1e9 + 1))
-    assert signs(tmp_path) != before
-
-
 def test_nothing_in_the_checkpoint_is_touched(read_back, topology, job, state):
     """A job that wakes up here may not be the one that writes to the run folder any more."""
     both, before = job(topology(1, 2, 1)), {}
@@ -287,22 +276,6 @@ def test_a_withdrawal_that_fails_is_a_failed_save(read_back, alone, monkeypatch)
 
     monkeypatch.setattr(Path, "rename", rename)
     assert verify(alone(None)) != []
-
-
-def test_the_disk_is_asked_not_the_page_cache(monkeypatch, tmp_path):
-    told = []
-    monkeypatch.setattr(os, "posix_fadvise", lambda _, start, length, advice: told.append((start, length, advice)))
-    (tmp_path / "file").write_bytes(os.urandom(3_000_000))
-    assert files.hash_on_disk(tmp_path / "file", lambda: None) == files.hash_file(tmp_path / "file")
-    assert told == [(0, end, os.POSIX_FADV_DONTNEED) for end in (0, 1 << 20, 2 << 20, 3_000_000)]
-
-
-def test_reading_back_says_now_and_then_that_it_goes_on(monkeypatch, tmp_path):
-    told = []
-    monkeypatch.setattr(files, "SYNC_BYTES", 1 << 20)
-    (tmp_path / "file").write_bytes(bytes(5 << 19))
-    files.hash_on_disk(tmp_path / "file", lambda: told.append(1))
-    assert len(told) == 3  # before the first byte, too
 
 
 def test_what_a_killed_job_left_of_it_is_cleaned_up(tmp_path, topology, job, state):
