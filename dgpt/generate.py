@@ -74,8 +74,10 @@ def tokenizer_of(found: Found) -> Tokenizer:
 
     Raises UserError if there is none, or if the model was trained with another.
     """
-    folder = found.folder.resolve() if isinstance(found.folder, Path) else found.folder
-    in_run = folder.parent.name == FOLDER and step_of(folder) is not None
+    folder = found.folder.absolute() if isinstance(found.folder, Path) else found.folder
+    if isinstance(folder, Path) and not (_in_run(folder) and (folder.parent.parent / "tokenizer").exists()):
+        folder = folder.resolve()  # a link to a checkpoint; but `checkpoints` itself may be a link out of the run
+    in_run = _in_run(folder)
     chosen = folder.parent.parent / "tokenizer" if in_run and not own_tokenizer(folder) else folder / "tokenizer"
     if not in_run and not own_tokenizer(folder):
         raise UserError(f"'{chosen}' is missing", rule="an export holds its tokenizer, as a run folder does",
@@ -86,6 +88,10 @@ def tokenizer_of(found: Found) -> Tokenizer:
                         f"{expected[:12]}", rule="a model reads and writes the ids of its own tokenizer",
                         fix="restore the tokenizer folder that belongs to this model")  # fmt: skip
     return tokenizer
+
+
+def _in_run(folder: Place) -> bool:
+    return folder.parent.name == FOLDER and step_of(folder) is not None
 
 
 def own_tokenizer(folder: Place) -> Place | None:

@@ -17,7 +17,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from errno import ESTALE
+from errno import EDQUOT, ENOSPC, EROFS, ESTALE
 from pathlib import Path
 from typing import Self
 from uuid import uuid4
@@ -25,6 +25,9 @@ from uuid import uuid4
 from dgpt.errors import UserError
 
 FOLDER = "lock"
+FULL = "free space; `dgpt checkpoint prune RUN --dry-run` names what may go: delete one of those folders, then prune"
+WRITABLE = "make the folder writable for this user"
+UNLOCKABLE = {ENOSPC: FULL, EDQUOT: FULL, EROFS: "mount the file system for writing"}
 BEATS = 12  # signs of life in the time after which a holder counts as dead
 
 
@@ -82,8 +85,7 @@ class Lease:
         except OSError as error:
             raise UserError(f"run_dir = '{run_dir}' cannot be locked: {error}",
                             rule="a run makes a small file there, so that no other job writes to the folder",
-                            fix="free space (`dgpt checkpoint prune RUN --dry-run` names what may go), "
-                            "or make the folder writable for this user") from None  # fmt: skip
+                            fix=UNLOCKABLE.get(error.errno or 0, WRITABLE)) from None  # fmt: skip
 
     def held(self) -> bool:
         """Whether this is surely still the holder; asks the file system, and is a sign of life."""

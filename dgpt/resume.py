@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from dgpt import changes
 from dgpt.checkpoint.compatible import check_model
@@ -13,12 +14,13 @@ from dgpt.checkpoint.format import CheckpointError
 from dgpt.checkpoint.load import load
 from dgpt.checkpoint.peers import Peers
 from dgpt.checkpoint.read import read_manifest
-from dgpt.checkpoint.report import verify
+from dgpt.checkpoint.report import damage_of
 from dgpt.fragments import Fragment
 from dgpt.parallel.engine import Engine
 from dgpt.runtime import Runtime
 from dgpt.setup import Setup
 from dgpt.storage import Place
+from dgpt.train.rows import earlier
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,10 @@ def newest_step(setup: Setup, runtime: Runtime) -> int:
         step = (step_of(folder) or 0) if folder else 0
         if folder is None or step < setup.config.training.steps:
             return step
-        problem = runtime.on_main(partial(_problem, folder))
+        problem = runtime.on_main(partial(damage_of, folder, progress=sys.stderr.isatty()))
         if problem is None:
             return step
         damaged[folder] = problem
-
-
-def _problem(folder: Place) -> str | None:
-    return next(iter(verify(folder, progress=sys.stderr.isatty())), None)
 
 
 def resume(setup: Setup, engine: Engine, runtime: Runtime) -> Resumed | None:
@@ -73,6 +71,9 @@ def describe(setup: Setup, resumed: Resumed | None) -> Iterator[str]:
     """What a start says about where it continues."""
     if resumed is None:
         yield f"starting fresh at step 0: no checkpoint in {setup.config.run_dir}"
+        if reached := earlier(Path(setup.config.run_dir) / "metrics.jsonl"):
+            yield (f"WARNING, an earlier start was at step {reached.step}, and no checkpoint of it is here (moved? not "
+                   f"mounted?); its numbers go to {reached.kept.name}")  # fmt: skip
     else:
         yield from resumed.report
     yield f"the next batch has fingerprint {setup.loader.fingerprint(resumed.step if resumed else 0)}"

@@ -122,7 +122,7 @@ def check_space(config: LoopConfig, parameters: int) -> None:
         raise UserError(
             f"run_dir = '{config.run_dir}' has {free:,} bytes free, a checkpoint takes {needed:,}",
             rule="a run ends with a checkpoint",
-            fix="free space, or set run_dir to a folder on a larger disk",
+            fix="free space (`dgpt checkpoint prune` deletes old checkpoints), or move the run folder to a larger disk",
         )
 
 
@@ -136,17 +136,22 @@ def check_local(run_dir: str) -> None:
         )
 
 
+def _obstacle(path: Path) -> str:
+    if not path.is_dir():
+        return "there is a file at"
+    return "a read-only file system holds" if os.statvfs(path).f_flag & os.ST_RDONLY else "no permission at"
+
+
 def check_writable(run_dir: Path) -> None:
     """Make the run folder. Raises UserError if it cannot be made or written to."""
     for folder in (run_dir.absolute(), *(run_dir.absolute() / name for name in FOLDERS)):
         existing = next(path for path in (folder, *folder.parents) if os.path.exists(path))
         if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
             continue
-        reason = "no permission at" if existing.is_dir() else "there is a file at"
         raise UserError(
-            f"run_dir = '{run_dir}' cannot be written: {reason} '{existing}'",
+            f"run_dir = '{run_dir}' cannot be written: {_obstacle(existing)} '{existing}'",
             rule="a run writes its config, metrics and checkpoints there",
-            fix="set run_dir to a folder of yours, or change the permissions",
+            fix="set run_dir to a folder of yours, or make that one writable",
         )
     for file in (run_dir / name for name in FILES if (run_dir / name).exists()):
         if not file.is_file() or not os.access(file, os.W_OK):

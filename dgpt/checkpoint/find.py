@@ -1,12 +1,16 @@
 """Which checkpoint a run continues from."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dgpt.checkpoint.files import FOLDER, step_folders
+from dgpt.checkpoint.files import FOLDER, step_folders, step_of
 from dgpt.checkpoint.format import MANIFEST, CheckpointError, Manifest
 from dgpt.checkpoint.read import check_sizes, read_manifest
 from dgpt.storage import Place, place
+
+NO_NAME = "not the name of a checkpoint, which is step_ and its step in 8 digits"
+_PASSING = re.compile(r"\.(tmp|old)-")
 
 
 @dataclass(frozen=True)
@@ -33,25 +37,25 @@ def find_latest(run_dir: str | Place, known_bad: Mapping[Place, str] | None = No
         try:
             manifest = read_manifest(folder)
             check_sizes(folder, manifest)
-            return Found(folder, manifest, tuple(skipped))
+            return Found(folder, manifest, (*skipped, *(f"{root / name}: {NO_NAME}" for name in renamed(root))))
         except CheckpointError as error:
             skipped.append(error.summary)
     if skipped:
         reasons = "".join(f"\n  - {reason}" for reason in skipped)
         fix = "restore a checkpoint from a copy; to start anew at step 0, give another run_dir, or move this one away"
         raise CheckpointError(root, f"none of the {len(skipped)} checkpoints here is whole:{reasons}", fix=fix)
-    if renamed := _renamed(root):
+    if names := renamed(root):
         fix = "give it its name again, step_ and its step in 8 digits; to start anew, give another run_dir"
-        raise CheckpointError(root, f"holds checkpoints under names that are none: {', '.join(renamed)}", fix=fix)
+        raise CheckpointError(root, f"holds checkpoints under names that are none: {', '.join(names)}", fix=fix)
     return None
 
 
-def _renamed(root: Place) -> list[str]:
+def renamed(root: Place) -> list[str]:
+    """Folders with a checkpoint in them whose names are none of a checkpoint, nor of one that is saved or deleted."""
     if not root.is_dir():
         return []
-    return sorted(
-        folder.name for folder in root.iterdir() if ".tmp-" not in folder.name and (folder / MANIFEST).exists()
-    )
+    others = (folder for folder in root.iterdir() if step_of(folder) is None and not _PASSING.search(folder.name))
+    return sorted(folder.name for folder in others if (folder / MANIFEST).exists())
 
 
 def open_checkpoint(path: str | Place, known_bad: Mapping[Place, str] | None = None) -> Found:
@@ -65,6 +69,7 @@ def open_checkpoint(path: str | Place, known_bad: Mapping[Place, str] | None = N
     if found is None and (path / "config.json").exists():
         raise CheckpointError(path, "is a model of transformers", fix=f"dgpt import {path} NEW_FOLDER, and give that")
     if found is None:
+        fix = f"give a run_dir, or a folder run_dir/{FOLDER}/step_XXXXXXXX"
         raise CheckpointError(path, "is neither a checkpoint nor a run folder with checkpoints",
-                              fix=f"give a run_dir, or a folder run_dir/{FOLDER}/step_XXXXXXXX")  # fmt: skip
+                              fix=f"give {path.parent}" if path.name == FOLDER else fix)  # fmt: skip
     return found

@@ -60,6 +60,17 @@ def verify(folder: str | Place, *, progress: bool = False) -> list[str]:
     return [problem.summary for problem in problems]
 
 
+def damage_of(folder: Place, *, progress: bool = False) -> str | None:
+    """Read every byte; the first thing that is wrong with the checkpoint. A file more in the folder is no damage."""
+    try:
+        manifest = read_manifest(folder)
+    except CheckpointError as error:
+        return error.summary
+    with byte_bar(f"verifying {folder.name}", manifest.bytes, enabled=progress) as advance:
+        problems = list(_damages(folder, manifest, advance))
+    return problems[0].summary if problems else None
+
+
 def inspect(folders: Sequence[Place], *, progress: bool = False) -> dict[Place, list[Problem]]:
     """`verify` for several checkpoints, with a fix for each problem."""
     problems: dict[Place, list[Problem]] = {folder: [] for folder in folders}

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from dgpt.train.append import AppendFile
 
@@ -14,9 +15,14 @@ class RowFile:
     """Appends rows to `path`, after dropping what a resumed run will write again."""
 
     def __init__(self, path: Path, start_step: int) -> None:
-        """Keep the rows up to `start_step`; rows beyond it and a line torn by kill -9 go, in one atomic replacement."""
+        """Keep the rows up to `start_step`; rows beyond it and a line torn by kill -9 go, in one atomic replacement.
+
+        At step 0 all would go: then the file is kept under another name (`earlier`).
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
+        if start_step == 0 and (found := earlier(path)):
+            path.replace(found.kept)
+        elif path.exists():
             _rewrite(path, start_step)
         self._file = AppendFile(path)
 
@@ -31,6 +37,20 @@ class RowFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+class Earlier(NamedTuple):
+    """A start of the run that is not continued."""
+
+    step: int  # of its last row
+    kept: Path  # where its rows go
+
+
+def earlier(path: Path) -> Earlier | None:
+    """Of the rows in a metrics.jsonl; None if no step was taken."""
+    steps = (int(row.get("step") or 0) for row in read_rows(path)) if path.exists() else ()
+    last = max(steps, default=0)
+    return Earlier(last, path.with_name(f"{path.stem}.until_{last}{path.suffix}")) if last else None
 
 
 def read_rows(path: Path) -> Iterator[dict[str, float | None]]:

@@ -22,6 +22,7 @@ SHOWN = 10  # tensors of a diff
 
 def list_(options: Namespace) -> int:
     from dgpt.checkpoint.files import FOLDER
+    from dgpt.checkpoint.find import NO_NAME, renamed
     from dgpt.checkpoint.report import list_checkpoints
 
     if not options.run.is_dir():
@@ -35,6 +36,8 @@ def list_(options: Namespace) -> int:
         print_table(("step", "tokens", "loss", "size", "age", "whole"), rows)
     else:
         print(f"no checkpoints in {options.run}")
+    for name in renamed(options.run / FOLDER):
+        print(f"not one of them: {name} is {NO_NAME}")
     return outcome.DONE
 
 
@@ -129,9 +132,9 @@ class _Judge:
         self.found: dict[Path, str | None] = {}
 
     def __call__(self, folder: Path) -> str | None:
-        from dgpt.checkpoint import verify
+        from dgpt.checkpoint.report import damage_of
 
-        self.found[folder] = next(iter(verify(folder, progress=sys.stderr.isatty())), None)
+        self.found[folder] = damage_of(folder, progress=sys.stderr.isatty())
         return self.found[folder]
 
 

@@ -14,7 +14,7 @@ def export(options: Namespace) -> int:
 
     progress = sys.stderr.isatty()
     if options.format == "dgpt" and options.max_shard_size is not None:
-        raise UserError("--max-shard-size with --format dgpt", rule="a checkpoint of dgpt has one file of weights",
+        raise UserError("--max-shard-size with --format dgpt", rule="files of that format have at most 4 GiB",
                         fix="leave it out, or export for transformers (--format huggingface)")  # fmt: skip
     if options.format == "dgpt":
         written = export(options.source, options.output, options.dtype, progress=progress)

@@ -11,6 +11,7 @@ from dgpt.config import RunConfig
 from dgpt.outcome import DONE, MISTAKE, STOPPED
 from dgpt.pretrain import Pretraining
 from dgpt.runtime import Runtime
+from dgpt.train.rows import read_rows
 
 TWO = Topology(dp=2, zero=1)
 
@@ -36,6 +37,19 @@ def as_weights_only(runtime: Runtime, config: RunConfig) -> Seen:
         run.save = saving  # type: ignore[method-assign]
 
     return watch(runtime, config, seen, change)
+
+
+def test_a_run_that_has_lost_its_checkpoints_says_so_and_keeps_its_numbers(
+    pool: Pool, tiny_data: Path, tmp_path: Path
+) -> None:
+    start(pool, tiny_data, tmp_path, Topology(), "training.steps=4")
+    before = (tmp_path / "metrics.jsonl").read_text()
+    (tmp_path / "checkpoints").rename(tmp_path / "elsewhere")
+    (rank,) = start(pool, tiny_data, tmp_path, Topology(), "training.steps=2")
+    assert rank.code == DONE
+    assert "WARNING, an earlier start was at step 4, and no checkpoint of it is here" in rank.output
+    assert (tmp_path / "metrics.until_4.jsonl").read_text() == before
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2]
 
 
 def test_a_checkpoint_without_optimizer_state_gives_weights_only_and_says_so(

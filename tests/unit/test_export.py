@@ -76,6 +76,17 @@ def test_a_size_of_shards_is_refused_where_there_are_none(
     assert "dgpt: --max-shard-size with --format dgpt\n" in capsys.readouterr().err
 
 
+def test_checkpoints_may_be_a_link_to_another_disk(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    linked = shutil.copytree(run, tmp_path / "run")
+    (linked / "checkpoints").rename(tmp_path / "scratch")
+    (linked / "checkpoints").symlink_to(tmp_path / "scratch")
+    assert sample(linked, capsys) == sample(run, capsys)
+    (tmp_path / "best").symlink_to(run / "checkpoints" / "step_00000002")
+    assert sample(tmp_path / "best", capsys) == sample(run, capsys)
+
+
 def test_bf16_is_rounded_once_and_generates(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(run), str(tmp_path / "model"), "--format", "dgpt", "--dtype", "bf16"]) == DONE
     exact = weights(run)

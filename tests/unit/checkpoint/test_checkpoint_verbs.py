@@ -5,6 +5,9 @@ import shutil
 
 import pytest
 
+from dgpt.checkpoint import find_latest
+from dgpt.checkpoint.find import NO_NAME
+from dgpt.checkpoint.report import damage_of
 from dgpt.cli import main
 from dgpt.lease import Lease
 from dgpt.outcome import DONE, MISTAKE
@@ -134,6 +137,22 @@ def test_prune_needs_a_run_and_keeps_at_least_one(run, tmp_path, capsys):
 def test_average_of_one_is_refused(run, tmp_path, capsys):
     assert main(["checkpoint", "average", str(run), "--output", str(tmp_path / "mean")]) == MISTAKE
     assert "average of one checkpoint" in capsys.readouterr().err
+
+
+def test_a_renamed_checkpoint_is_named(run, capsys):
+    folder_of(run, 6).rename(run / "checkpoints" / "step_6")
+    assert main(["checkpoint", "list", str(run)]) == DONE
+    assert "not one of them: step_6 is not the name of a checkpoint, which is step_" in capsys.readouterr().out
+    assert find_latest(run).skipped == (f"{run}/checkpoints/step_6: {NO_NAME}",)
+
+
+def test_a_file_more_is_no_damage_where_one_is_used(run, capsys):
+    (folder_of(run, 6) / "notes.txt").touch()
+    assert damage_of(folder_of(run, 6)) is None
+    assert main(["checkpoint", "prune", str(run), "--keep-last", "1"]) == DONE
+    assert steps(run) == [6]
+    cut(run, 6)
+    assert "rank_00000.safetensors: expected" in damage_of(folder_of(run, 6))
 
 
 def test_show_says_whether_it_is_whole(run, capsys):
