@@ -72,8 +72,8 @@ def describe(setup: Setup, resumed: Resumed | None) -> Iterator[str]:
     if resumed is None:
         yield f"starting fresh at step 0: no checkpoint in {setup.config.run_dir}"
         if reached := earlier(Path(setup.config.run_dir) / "metrics.jsonl"):
-            yield (f"WARNING, an earlier start was at step {reached.step}, and no checkpoint of it is here (moved? not "
-                   f"mounted?); its numbers go to {reached.kept.name}")  # fmt: skip
+            yield (f"WARNING, an earlier start was at step {reached.step}, and no checkpoint of it is here (none saved "
+                   f"yet, moved, not mounted?); its numbers go to {reached.kept.name}")  # fmt: skip
     else:
         yield from resumed.report
     yield f"the next batch has fingerprint {setup.loader.fingerprint(resumed.step if resumed else 0)}"

@@ -19,7 +19,7 @@ class Found:
 
     folder: Place
     manifest: Manifest
-    skipped: tuple[str, ...] = ()  # newer ones that are not whole, each with its reason
+    skipped: tuple[str, ...] = ()  # newer ones that are not whole, and strange names, each with its reason
 
 
 def find_latest(run_dir: str | Place, known_bad: Mapping[Place, str] | None = None) -> Found | None:
