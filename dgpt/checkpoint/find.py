@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from dgpt.checkpoint.files import FOLDER, step_folders, step_of
@@ -55,7 +56,13 @@ def renamed(root: Place) -> list[str]:
     if not root.is_dir():
         return []
     others = (folder for folder in root.iterdir() if step_of(folder) is None and not _PASSING.search(folder.name))
-    return sorted(folder.name for folder in others if (folder / MANIFEST).exists())
+    return sorted(folder.name for folder in others if _holds_one(folder))
+
+
+def _holds_one(folder: Place) -> bool:
+    with suppress(OSError):  # of somebody else, or on a disk that fails: none that a run would use
+        return (folder / MANIFEST).exists()
+    return False
 
 
 def open_checkpoint(path: str | Place, known_bad: Mapping[Place, str] | None = None) -> Found:

@@ -62,17 +62,12 @@ def verify(folder: str | Place, *, progress: bool = False) -> list[str]:
 
 def damage_of(folder: Place, *, progress: bool = False) -> str | None:
     """Read every byte; the first thing that is wrong with the checkpoint. A file more in the folder is no damage."""
-    try:
-        manifest = read_manifest(folder)
-    except CheckpointError as error:
-        return error.summary
-    with byte_bar(f"verifying {folder.name}", manifest.bytes, enabled=progress) as advance:
-        problems = list(_damages(folder, manifest, advance))
+    (problems,) = inspect([folder], progress=progress, strangers=False).values()
     return problems[0].summary if problems else None
 
 
-def inspect(folders: Sequence[Place], *, progress: bool = False) -> dict[Place, list[Problem]]:
-    """`verify` for several checkpoints, with a fix for each problem."""
+def inspect(folders: Sequence[Place], *, progress: bool = False, strangers: bool = True) -> dict[Place, list[Problem]]:
+    """`verify` for several checkpoints, with a fix for each problem. strangers: name files that do not belong there."""
     problems: dict[Place, list[Problem]] = {folder: [] for folder in folders}
     manifests: dict[Place, Manifest] = {}
     for folder in folders:
@@ -84,7 +79,10 @@ def inspect(folders: Sequence[Place], *, progress: bool = False) -> dict[Place, 
     total = sum(manifest.bytes for manifest in manifests.values())
     with byte_bar(title, total, enabled=progress) as advance:
         for folder, manifest in manifests.items():
-            problems[folder] = [*_strangers(folder, manifest), *_damages(folder, manifest, advance)]
+            problems[folder] = [
+                *(_strangers(folder, manifest) if strangers else ()),
+                *_damages(folder, manifest, advance),
+            ]
     gone = [folder for folder in folders if len(folders) > 1 and not folder.is_dir()]  # a run that goes on deletes
     return {folder: found for folder, found in problems.items() if folder not in gone}
 

@@ -176,12 +176,14 @@ def test_a_folder_that_cannot_be_locked(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"run_dir = '.*file' cannot be locked: .*Not a directory"):
         Lease.take(tmp_path / "file")
-    monkeypatch.setattr(
-        "dgpt.lease.json.dump", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
-    )
-    with pytest.raises(UserError, match=r"cannot be locked: .*No space left on device"):
-        Lease.take(tmp_path)
-    assert files(tmp_path) == []
+    for number, reason, fix in ((28, "No space left on device", "free space; `dgpt checkpoint prune RUN --dry-run`"),
+                                (30, "Read-only file system", "mount the file system for writing"),
+                                (5, "Input/output error", "make the folder writable")):  # fmt: skip
+        error = OSError(number, reason)
+        monkeypatch.setattr("dgpt.lease.json.dump", lambda *_, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(UserError, match=rf"(?s)cannot be locked: .*{reason}.*fix:  {fix}"):
+            Lease.take(tmp_path)
+        assert files(tmp_path) == []
 
 
 def test_the_holders_patience_counts_not_the_takers(tmp_path):

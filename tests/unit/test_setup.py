@@ -156,6 +156,9 @@ def test_no_permission_to_write(tiny_data: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != place)
     with pytest.raises(UserError, match=rf"run_dir = '.*run' cannot be written: no permission at '{place}'"):
         check(config_of(tiny_data, f"run_dir={tmp_path / 'run'}"), Runtime(0, 0, 1, CPU))
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_RDONLY))
+    with pytest.raises(UserError, match=rf"cannot be written: a read-only file system holds '{place}'"):
+        check(config_of(tiny_data, f"run_dir={tmp_path / 'run'}"), Runtime(0, 0, 1, CPU))
 
 
 def test_the_data_hash_is_of_contents_not_of_places(tiny_data: Path, data: Path) -> None:

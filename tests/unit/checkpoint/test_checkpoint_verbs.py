@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -144,6 +145,24 @@ def test_a_renamed_checkpoint_is_named(run, capsys):
     assert main(["checkpoint", "list", str(run)]) == DONE
     assert "not one of them: step_6 is not the name of a checkpoint, which is step_" in capsys.readouterr().out
     assert find_latest(run).skipped == (f"{run}/checkpoints/step_6: {NO_NAME}",)
+
+
+def test_a_folder_that_cannot_be_looked_into_is_none_of_the_run(run, monkeypatch):
+    (run / "checkpoints" / "private").mkdir()
+    real = Path.exists
+
+    def exists(path):
+        if path.parent.name == "private":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(Path, "exists", exists)
+    assert (find_latest(run).folder, find_latest(run).skipped) == (folder_of(run, 6), ())
+
+
+def test_the_folder_above_is_named(run, capsys):
+    assert main(["checkpoint", "verify", str(run / "checkpoints")]) == MISTAKE
+    assert capsys.readouterr().err.endswith(f"\n  fix:  give {run}\n")
 
 
 def test_a_file_more_is_no_damage_where_one_is_used(run, capsys):

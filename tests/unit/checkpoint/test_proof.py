@@ -124,6 +124,7 @@ def test_a_manifest_that_cannot_be_opened_for_once_costs_nothing(monkeypatch, tm
         monkeypatch.setattr(files, "open_regular", real)
         assert both.steps == [1]
         assert both.leftovers == []
+        assert [rank.saved_step for rank in both.ranks] == [1, 1]
 
 
 def test_a_rank_that_does_not_say_what_it_reads_does_not_cost_the_checkpoint(read_back, topology, job, state, meta):
